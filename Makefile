@@ -1,0 +1,60 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both install into .venv first, once.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export VENV
+
+# Two ranks where the machine has two GPUs, or, without a GPU, two cores.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+RANKS ?= $(shell n=$(GPUS); [ $$n -gt 0 ] || n=$(CORES); [ $$n -ge 2 ] && echo 2 || echo 1)
+THREADS := $(shell n=$$(( $(CORES) / $(RANKS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
+# A GPU machine without a network uses its own Python where there is no .venv.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers gpu-ready
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+install: $(STAMP) ## make .venv and install slicetune and its tests' tools into it
+
+$(STAMP): pyproject.toml setup.py constraints.txt .ci/install
+	@.ci/install
+
+quickstart: $(STAMP) ## the main job on the embedded model and corpus: scores, neurons, training, BLEU
+	@echo "[quickstart] CANEFT on the embedded model and corpus, $(RANKS) process(es): recipes/caneft_tiny.py"
+	@echo "[quickstart] the first run pretrains the small model and keeps it in ~/.cache/slicetune"
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) recipes/caneft_tiny.py $(ARGS)
+
+test: lint ## style and all tests
+	@echo "[test] pytest"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## style: ruff check and format --check
+	@echo "[lint] ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+kernels-report: $(STAMP) ## compile every kernel for five GPUs, none needed: bench/results/kernels.md
+	$(BIN)/python -m slicetune.kernels.compile
+
+bench: $(STAMP) ## microbenchmarks on this machine
+	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+
+gpu-ready:
+	@nvidia-smi -L || { echo "[gpu] no NVIDIA GPU here" && exit 1; }
+	$(GPU_PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -e .
+
+gpu: gpu-ready ## on a GPU, offline: kernel tests, then benchmarks (needs torch triton transformers peft sacrebleu pytest-benchmark pytest-timeout)
+	$(GPU_PYTHON) -m pytest tests/kernels
+	$(GPU_PYTHON) -m pytest bench --benchmark-only -m "not peers"
+
+gpu-peers: gpu-ready ## on a GPU, offline: benchmarks against other libraries (needs liger-kernel too)
+	$(GPU_PYTHON) -m pytest bench --benchmark-only -m peers

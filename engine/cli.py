@@ -1,0 +1,88 @@
+"""The command line of every recipe: settings in, one run or one dry run out.
+
+    torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
+    python recipes/caneft_llama31.py --dry-run
+
+Flags are the fields of config.RunConfig by their dotted names (tyro). This is the one place where a UserError becomes
+a line on stderr and exit code 2; `--debug` or SLICETUNE_DEBUG=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from .config import RunConfig
+from .distributed import rank, world
+from .errors import UserError
+
+DRY_RUN_GPUS = 8
+"""GPUs that a dry run counts with where torchrun does not say."""
+
+
+def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
+    """Parse `args` (default: the command line) over a recipe's `defaults`, and run.
+
+    Exits with code 2 and one line on stderr when a setting or the data is wrong.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args or os.environ.get("SLICETUNE_DEBUG") == "1"
+    try:
+        config = parse(defaults, [arg for arg in args if arg != "--debug"])
+        if config.dry_run:
+            dry_run(config, defaults)
+        else:
+            from .run import run
+
+            run(config)
+    except UserError as error:
+        if debug:
+            raise
+        who = f"rank {rank()}: " if world() > 1 else ""
+        print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def parse(defaults: RunConfig, args: Sequence[str]) -> RunConfig:
+    """`defaults` with what `args` set. Raises UserError for a bad value; tyro exits with 2 for an unknown flag.
+
+    tyro draws a box around a ValueError and exits; where that was a UserError it is taken out of its context.
+    """
+    import tyro
+
+    drawn = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(drawn):
+            description = f"{RunConfig.__doc__} --debug shows the traceback of an error in the settings or the data."
+            return tyro.cli(RunConfig, default=defaults, args=args, description=description)
+    except SystemExit as stop:
+        if error := _cause(stop):
+            raise error from None
+        if rank() == 0:
+            sys.stderr.write(drawn.getvalue())
+        raise
+
+
+def _cause(error: BaseException | None) -> UserError | None:
+    """The UserError that an exception was raised in the handling of."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return error
+
+
+def dry_run(config: RunConfig, defaults: RunConfig) -> None:
+    """Print what the run would need, on the first rank. A recipe's shape is that of the recipe's own model."""
+    import torch
+
+    from .estimate import describe
+    from .shapes import resolve
+
+    if rank() != 0:
+        return
+    moved = config.model.path != defaults.model.path and config.shape == defaults.shape
+    shape = resolve(config.model.path, "" if moved else config.shape)
+    memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+    print(describe(config, shape, int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS)), memory), flush=True)

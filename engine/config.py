@@ -1,0 +1,205 @@
+"""A run as one tree of dataclasses: what the command line sets, what `config.json` stores, what is fingerprinted.
+
+    torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
+
+Field names follow Hugging Face's TrainingArguments where it has one. Each field is followed by its documentation,
+which is also its help on the command line (tyro).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import UserError
+from .methods.caneft import Caneft
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how it is loaded."""
+
+    path: str = "tiny"
+    """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot."""
+    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+    """`auto` takes flash-attn on a GPU where it is installed, else torch's sdpa; the chosen path is printed."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class DataConfig:
+    """Which sentences, and how they become prompts."""
+
+    dir: str = "tiny"
+    """A folder `<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, a hub dataset id, or `tiny`."""
+    pair: str = "de-en"
+    """Source-target. The folder may name the pair the other way round."""
+    seen: tuple[str, ...] = ("it", "law", "medical", "subtitles")
+    """Domains that are scored and trained."""
+    unseen: tuple[str, ...] = ("koran",)
+    """Domains that are only evaluated."""
+    prompt: str = "released"
+    """System text: `released`, `paper`, `short`, or a text of your own with {src}, {tgt} and {domain}."""
+    score_sentences: int = 10_000
+    """Sentences a seen domain that are scored (the paper: 10k)."""
+    train_sentences: int = 2_000
+    """Sentences a seen domain that are trained (the paper: 2k of those scored)."""
+    dev_sentences: int = 200
+    """Sentences a seen domain for the dev loss."""
+    test_sentences: int = 0
+    """Sentences a domain that are decoded; 0 is all."""
+    max_length: int = 512
+    """Tokens of prompt and target together; longer sentences are counted and dropped."""
+    max_dropped: float = 0.01
+    """Share of broken records that is tolerated before a file is refused."""
+
+    def __post_init__(self) -> None:
+        if self.pair.count("-") != 1 or not all(self.pair.split("-")):
+            raise UserError(f"--data.pair {self.pair!r}: write source-target, as in de-en")
+        if not self.seen:
+            raise UserError("--data.seen is empty: name at least one domain to train on")
+        both = sorted(set(self.seen) & set(self.unseen))
+        if both:
+            raise UserError(f"--data.unseen names {' '.join(both)}, which --data.seen names too: keep each in one list")
+        for name in ("score_sentences", "train_sentences", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--data.{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+
+    @property
+    def source(self) -> str:
+        return self.pair.split("-")[0]
+
+    @property
+    def target(self) -> str:
+        return self.pair.split("-")[1]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return (*self.seen, *self.unseen)
+
+
+@dataclass
+class ScoreConfig:
+    """The scoring pass (CANEFT Eq. 1–3 and 8)."""
+
+    loss: Literal["mean", "sum"] = "mean"
+    """Cross-entropy of a sample's target tokens: their mean, or Eq. 2's sum."""
+    tokens: Literal["all", "target"] = "all"
+    """Average |A·G| over every unpadded position, or over those that predict target tokens only."""
+    token_reduce: Literal["mean_abs", "abs_sum"] = "mean_abs"
+    """`mean_abs` is Eq. 8; `abs_sum`, |Σ A·G|, is the first-order change of the loss when the channel is silenced."""
+    tokens_per_batch: int = 4096
+    """Tokens of one packed batch. Samples do not interact: it changes speed and memory, not scores."""
+    lowest_octave: int = -40
+    """Histogram bins cover scores from 2^lowest_octave, 32 octaves up, 8 bins each."""
+    counts: Literal["auto", "device", "host"] = "auto"
+    """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
+
+
+@dataclass
+class TrainConfig:
+    """Training of the chosen slices."""
+
+    learning_rate: float = 1e-5
+    """The authors' program's."""
+    epochs: int = 2
+    max_steps: int = 0
+    """Stop after so many optimizer steps; 0 trains all epochs."""
+    global_batch_size: int = 5
+    """Sentences of one optimizer step over all ranks (the authors' program: 5)."""
+    micro_batch_size: int = 0
+    """Sentences of one forward on one rank; 0 splits the global batch over the ranks without accumulation."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 0.0
+    """Clip the gradient's global norm; 0 does not clip."""
+    eval_steps: int = 0
+    """Dev loss every so many steps; 0 is once an epoch."""
+    save_steps: int = 0
+    """A checkpoint every so many steps; 0 is once an epoch."""
+    save_total_limit: int = 2
+    """Checkpoints kept, the best one apart."""
+    load_best: bool = True
+    """Export the checkpoint with the lowest dev loss rather than the last."""
+    logging_steps: int = 10
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"--train.learning-rate {self.learning_rate}: must be above 0")
+        if self.global_batch_size < 1:
+            raise UserError(f"--train.global-batch-size {self.global_batch_size}: must be at least 1")
+
+
+@dataclass
+class ZeroConfig:
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[1, 2, 3] = 1
+    """1 partitions optimizer state, 2 gradients too, 3 parameters too (for models that one GPU does not hold)."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Decoding and metrics."""
+
+    batch_size: int = 32
+    max_new_tokens: int = 256
+    base: bool = True
+    """Decode the untrained base model too, for comparison."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the exported model; `auto` is the base checkpoint's own."""
+
+
+@dataclass
+class RunConfig:
+    """One run: text → scores → neurons → trained slices → model → BLEU."""
+
+    out: str = "runs/caneft"
+    """Everything the run writes lies under this folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    method: Caneft = field(default_factory=Caneft)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    deterministic: bool = False
+    """Ask torch and flash-attn for deterministic kernels (slower on a GPU; a CPU run is deterministic anyway)."""
+    dry_run: bool = False
+    """Print settings, parameters, memory and steps; read no weights, use no network, write nothing."""
+    resume: str = "auto"
+    """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
+    shape: str = ""
+    """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types, tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the sha256 of a JSON-able value (keys sorted): two equal settings share it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves in which two nested dicts differ, as (dotted name, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for key in sorted(old.keys() | new.keys()):
+            rows += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return rows
+    return [] if old == new else [(prefix, old, new)]

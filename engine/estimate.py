@@ -1,0 +1,269 @@
+"""The dry run: what a run would train, hold in memory and step through, by arithmetic alone.
+
+    python recipes/caneft_llama31.py --dry-run
+
+No weight is read, no network used, nothing written. Every figure is printed with the product that it comes from, and
+what is assumed rather than known is said. The arithmetic of memory is in memory.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import memory
+from .config import RunConfig, as_dict
+from .errors import UserError
+from .shapes import ModelShape
+from .training import Plan
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Assumed: a tokenizer is not loaded."""
+TEMPLATE_TOKENS = 20
+"""Assumed: markers that a chat template puts around three turns."""
+CHARACTERS_PER_SENTENCE = 100
+"""Assumed of each side where no corpus is at hand to measure."""
+CHECKPOINTING = "--model.activation-checkpointing"
+USABLE = 0.95
+"""Share of a GPU's memory that a run can count on."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Parameters that a choice of `neurons` trains. `exact` is None until neurons.safetensors exists."""
+
+    neurons: int
+    minimum: int
+    expectation: float
+    maximum: int
+    exact: int | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences of each seen domain and mean tokens of a sample; `source` says how they were found."""
+
+    scored: dict[str, int]
+    trained: dict[str, int]
+    tokens: float
+    source: str
+
+
+def trainable(shape: ModelShape, ratio: float) -> Trainable:
+    """Least, expected and most parameters of `ratio` of all neurons: a `down` row costs I weights, gate and up rows H.
+
+    Halves of a neuron round up. The expectation is that of a uniformly random choice: count × mean cost, exactly.
+    """
+    count = math.floor(ratio * shape.neurons + 0.5)
+    piles = sorted((shape.slice_weights[name], shape.layers * width) for name, width in shape.widths.items())
+    mean = shape.ffn_parameters / shape.neurons_per_layer
+    return Trainable(count, _cost(piles, count), count * mean, _cost(piles[::-1], count))
+
+
+def _cost(piles: list[tuple[int, int]], count: int) -> int:
+    """Weights of the first `count` neurons of (weights of a neuron, neurons) piles, in order."""
+    weights = 0
+    for cost, number in piles:
+        taken = min(count, number)
+        weights, count = weights + cost * taken, count - taken
+    return weights
+
+
+def chosen(config: RunConfig, shape: ModelShape) -> Trainable:
+    """`trainable` of the run's ratio, with the exact number if the run's folder holds its neurons already.
+
+    Raises UserError if they were chosen for a model of another shape.
+    """
+    bounds = trainable(shape, config.method.neuron_ratio)
+    path = Path(config.out) / "neurons.safetensors"
+    if not path.is_file():
+        return bounds
+    from .neurons import NeuronSet
+
+    neurons = NeuronSet.load(path)
+    if (neurons.layers, neurons.widths, neurons.fan_in) != (shape.layers, shape.widths, shape.fan_in):
+        raise UserError(f"{path}: chosen for a model of another shape than {shape.name}: name another --out")
+    exact = neurons.parameters(bias=shape.mlp_bias)
+    return Trainable(neurons.count, bounds.minimum, bounds.expectation, bounds.maximum, exact)
+
+
+def corpus_of(config: RunConfig) -> Corpus:
+    """Sentences and their length: measured where the corpus is a local folder, else assumed."""
+    data = config.data
+    if data.dir == "tiny" or not Path(data.dir).expanduser().is_dir():
+        note = "tiny is made by the run" if data.dir == "tiny" else f"{data.dir} is no local folder, so not read"
+        tokens = _tokens(config, 2 * CHARACTERS_PER_SENTENCE)
+        scored, trained = (dict.fromkeys(data.seen, n) for n in (data.score_sentences, data.train_sentences))
+        return Corpus(scored, trained, tokens, f"{note}: {CHARACTERS_PER_SENTENCE} characters a side assumed")
+    from .corpus import load_domain
+
+    scored, characters = {}, 0
+    for domain in data.seen:
+        pairs = load_domain(data, domain, "train", limit=data.score_sentences, seed=config.seed)
+        scored[domain] = len(pairs)
+        characters += sum(len(pair.source) + len(pair.target) for pair in pairs)
+    trained = {domain: min(number, data.train_sentences) for domain, number in scored.items()}
+    mean = characters / max(1, sum(scored.values()))
+    return Corpus(scored, trained, _tokens(config, mean), f"{data.dir} has {mean:.0f} characters a pair")
+
+
+def _tokens(config: RunConfig, characters: float) -> float:
+    """Tokens of a sample: both sides, the prompt's text and the template's markers; at most the limit."""
+    from .prompts import resolve
+
+    prompt = resolve(config.data)
+    text = len(prompt.system) + len(prompt.user) + len(prompt.target)
+    return min(config.data.max_length, (characters + text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS)
+
+
+def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None = None) -> str:
+    """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
+    corpus, neurons = corpus_of(config), chosen(config, shape)
+    plan = Plan.of(config.train, sum(corpus.trained.values()), world)
+    gpu = f"{gpu_memory / 1e9:.1f} GB each" if gpu_memory is not None else "no GPU here to ask for its memory"
+    sections = (
+        [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files"],
+        _settings(config, _resolved(config, shape, plan)),
+        _neurons(config, shape, neurons),
+        _scoring(config, shape, gpu_memory),
+        _training(config, shape, world, neurons, plan.micro_batch, gpu_memory),
+        _steps(config, corpus, plan, world),
+    )
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _resolved(config: RunConfig, shape: ModelShape, plan: Plan) -> dict[str, object]:
+    """What settings that leave the value to the run turn out to be."""
+    path = memory.attention_path(config, shape)
+    if path == "eager" and shape.softcap:
+        path += ", as sdpa caps no logits: slicetune[flash] saves the matrix of scores"
+    resolved: dict[str, object] = {"model.attention": path}
+    if config.model.dtype == "auto":
+        resolved["model.dtype"] = "bfloat16 on a GPU"
+    derived = {
+        "micro_batch_size": plan.micro_batch,
+        "max_steps": plan.steps,
+        "eval_steps": plan.updates_per_epoch,
+        "save_steps": plan.updates_per_epoch,
+    }
+    return resolved | {f"train.{name}": value for name, value in derived.items() if not getattr(config.train, name)}
+
+
+def _settings(config: RunConfig, resolved: dict[str, object]) -> list[str]:
+    def leaves(value: object, prefix: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from leaves(inner, f"{prefix}.{key}" if prefix else key)
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield prefix, text if str(resolved.get(prefix, text)) == text else f"{text} → {resolved[prefix]}"
+
+    pairs = list(leaves(as_dict(config), ""))
+    width = max(len(name) for name, _ in pairs)
+    return ["Settings", *(f"  {name:{width}}  {value}".rstrip() for name, value in pairs)]
+
+
+def _neurons(config: RunConfig, shape: ModelShape, chosen: Trainable) -> list[str]:
+    widths = " + ".join(f"{width:,} {name}" for name, width in shape.widths.items())
+    costs = ", ".join(f"{name} {weights:,}" for name, weights in shape.slice_weights.items())
+    ratio = f"{100 * config.method.neuron_ratio:g} %"
+
+    def row(name: str, value: float, note: str) -> str:
+        return f"  {name:11} {round(value):>15,}  = {100 * value / shape.parameters:.2f} % of the model; {note}"
+
+    picked = "from --out" if chosen.exact is not None else f"= {ratio} of them"
+    lines = [
+        "Neurons and trainable parameters",
+        f"  parameters  {shape.parameters:>15,}  in the model",
+        f"  neurons     {shape.neurons:>15,}  = {shape.layers} layers × ({widths})",
+        f"  chosen      {chosen.neurons:>15,}  {picked}; weights of one: {costs}",
+        row("minimum", chosen.minimum, f"{ratio} of the neurons, the cheapest"),
+        row("expectation", chosen.expectation, f"{ratio} at random"),
+        row("maximum", chosen.maximum, f"{ratio}, the dearest"),
+    ]
+    if chosen.exact is not None:
+        lines.append(row("exact", chosen.exact, str(Path(config.out) / "neurons.safetensors")))
+    return lines
+
+
+def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> list[str]:
+    parts = memory.scoring(config, shape, gpu_memory)
+    threshold = memory.counts_threshold(config, shape) / 1e9
+    why = f"auto keeps them on a GPU of {threshold:.1f} GB or more, else on the host"
+    if config.score.counts != "auto":
+        why = f"--score.counts {config.score.counts}"
+    elif gpu_memory is None:
+        why += "; device assumed here"
+    where = "host" if memory.counts_on_host(config, shape, gpu_memory) else "device"
+    lines = [
+        "Memory of one GPU while scoring",
+        *_table(config, shape, parts, memory.scoring_tokens(config)),
+        f"  histogram counts: {where} ({why})",
+    ]
+    if _too_large(parts, gpu_memory):
+        fits = memory.scoring_tokens_that_fit(config, shape, USABLE * gpu_memory)
+        other = "--score.counts host, or a larger GPU" if config.model.activation_checkpointing else CHECKPOINTING
+        remedy = f"--score.tokens-per-batch {fits}, or {other}" if fits else other
+        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}")
+    return lines
+
+
+def _training(
+    config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int, gpu_memory: int | None
+) -> list[str]:
+    parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
+    kind = "exact" if chosen.exact is not None else "the expectation"
+    tokens = micro * config.data.max_length
+    parts = memory.training(config, shape, world, parameters, tokens)
+    lines = [
+        f"Memory of one GPU while training {parameters:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
+        *_table(config, shape, parts, tokens),
+        f"  longest case: {micro} sentence(s) a forward of {config.data.max_length} tokens",
+    ]
+    if _too_large(parts, gpu_memory):
+        remedy = "--zero.stage 3" if config.model.activation_checkpointing else CHECKPOINTING
+        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}, or a smaller --data.max-length")
+    return lines
+
+
+def _too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
+    return gpu_memory is not None and memory.device_total(parts) > USABLE * gpu_memory
+
+
+def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], tokens: int) -> list[str]:
+    """The parts, their sum, and what the other choice of activation checkpointing would hold."""
+    instead = memory.activations(config, shape, tokens, not config.model.activation_checkpointing)
+    width = max(len(part.name) for part in [*parts, instead])
+
+    def row(part: memory.Part, note: str = "") -> str:
+        return f"  {part.name:{width}} {part.bytes / 1e9:8.3f} GB  = {part.formula}{note}"
+
+    return [
+        *(row(part, ", on the host" if part.host else "") for part in parts),
+        f"  {'together':{width}} {memory.device_total(parts) / 1e9:8.3f} GB",
+        row(instead, " (the other choice)"),
+    ]
+
+
+def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[str]:
+    """Sentences, tokens and optimizer steps of an epoch and in all."""
+
+    def row(name: str, sentences: dict[str, int]) -> str:
+        number = sum(sentences.values())
+        domains = ", ".join(f"{domain} {count:,}" for domain, count in sentences.items())
+        return f"  {name}  {number:,} sentences, about {number * corpus.tokens:,.0f} tokens ({domains})"
+
+    epochs = plan.steps / plan.updates_per_epoch
+    share = f"{world} rank(s) × {plan.accumulation} forward(s) × up to {plan.micro_batch}"
+    return [
+        "Sentences, tokens and optimizer steps",
+        f"  a sample  about {corpus.tokens:.0f} tokens ({corpus.source}; {CHARACTERS_PER_TOKEN} a token assumed)",
+        row("scored  ", corpus.scored),
+        row("an epoch", corpus.trained),
+        f"  a step    {config.train.global_batch_size} sentences = {share}",
+        f"  an epoch  {plan.updates_per_epoch:,} optimizer steps",
+        f"  in all    {plan.steps:,} optimizer steps, {epochs:g} epoch(s), "
+        f"about {epochs * plan.sentences * corpus.tokens:,.0f} tokens",
+    ]

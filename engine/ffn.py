@@ -1,0 +1,245 @@
+"""The FFN as one function: slices trained, taps scored.
+
+    h = act(x Wgᵀ) · (x Wuᵀ),   y = h Wdᵀ           (gated: Llama, Qwen2.5, Gemma-2)
+    h = act(x W1ᵀ + b1),        y = h W2ᵀ + b2      (plain: BLOOM)
+
+It saves x and the pre-activations and recomputes h; matrix products stay with the vendor's library, everything
+between them is one pass over memory in `kernels/`. A tap (scoring.py) gets the per-sample sums of activation ×
+gradient out of that same pass. `attach` is the one call that makes any Hugging Face model train a NeuronSet, in the
+engine or in somebody's own Trainer, Accelerate, DDP or FSDP2 loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.gated import gated_backward, gated_forward
+from ..kernels.plain import plain_backward, plain_forward
+from ..kernels.tap import tap as product_sums
+from .errors import UserError
+from .slices import SliceLinear, cast_for_autocast, set_submodule
+
+
+class Tap(Protocol):
+    """What a scoring pass hangs into an FFN: which rows belong to which sample, and where the sums go."""
+
+    segments: Tensor  # int32 [samples, 2], half-open ranges of the flattened tokens
+    reduce: str  # "mean_abs" | "abs_sum"
+
+    def record(self, layer: int, scores: dict[str, Tensor], active: Tensor, activation: Tensor) -> None:
+        """Per-sample sums [samples, width] by projection; active counts and sums of h [samples, I]."""
+
+
+@dataclass(frozen=True)
+class FFNSite:
+    """An FFN found in a model: `projections` maps gate/up/down (or in/out) to the child's name."""
+
+    layer: int
+    name: str
+    module: nn.Module
+    projections: dict[str, str]
+    activation: str
+
+    @property
+    def gated(self) -> bool:
+        return "gate" in self.projections
+
+
+class FusedFFN(nn.Module):
+    """Takes a model's FFN's place; keeps its children's names, so checkpoints keep their keys.
+
+    x (..., H) → (..., H). `residual` is BLOOM's way: its FFN adds the residual itself.
+    """
+
+    def __init__(self, site: FFNSite) -> None:
+        super().__init__()
+        self.layer, self.activation, self.names = site.layer, site.activation, site.projections
+        self.tap: Tap | None = None
+        for child in site.projections.values():
+            setattr(self, child, getattr(site.module, child))
+
+    def projection(self, role: str) -> nn.Linear | SliceLinear:
+        return getattr(self, self.names[role])
+
+    def linears(self) -> list[nn.Linear | SliceLinear]:
+        return [self.projection(role) for role in self.names]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        function = _GatedFFN if "gate" in self.names else _PlainFFN
+        slices = [p for linear in self.linears() for p in _slots(linear)]
+        y = function.apply(x, self, *slices)
+        return y if residual is None else residual + y
+
+
+class _GatedFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, ffn, *slices):
+        gate, up, down = ffn.linears()
+        shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
+        x2, *w = _operands(x2, gate, up, down)
+        g, u = F.linear(x2, w[0], w[1]), F.linear(x2, w[2], w[3])
+        y = F.linear(gated_forward(g, u, ffn.activation), w[4], w[5])
+        ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
+        ctx.save_for_backward(x2 if _trains(gate, up) else None, g, u, y if ffn.tap else None)
+        return y.view(*shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, g, u, y = ctx.saved_tensors
+        ffn, tap = ctx.ffn, ctx.tap
+        gate, up, down = ffn.linears()
+        shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
+        wg, wu, wd = _weights(dy.dtype, gate, up, down)
+        segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
+        grad = gated_backward(dy @ wd, g, u, ffn.activation, segments=segments, reduce=reduce)
+        if tap:
+            scores = {"gate": grad.gate_score, "up": grad.up_score, "down": product_sums(y, dy, segments, reduce)}
+            tap.record(ffn.layer, scores, grad.active, grad.activation)
+        dx = (grad.dgate @ wg).addmm_(grad.dup, wu).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        h = gated_forward(g, u, ffn.activation) if _trains(down) else None
+        slices = (*_gradients(gate, grad.dgate, x), *_gradients(up, grad.dup, x), *_gradients(down, dy, h))
+        return None if dx is None else dx.view(*shape[:-1], -1), None, *slices
+
+
+class _PlainFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, ffn, *slices):
+        first, second = ffn.linears()
+        shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
+        x2, *w = _operands(x2, first, second)
+        a = F.linear(x2, w[0], w[1])
+        y = F.linear(plain_forward(a, ffn.activation), w[2], w[3])
+        ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
+        ctx.save_for_backward(x2 if _trains(first) else None, a, y if ffn.tap else None)
+        return y.view(*shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, a, y = ctx.saved_tensors
+        ffn, tap = ctx.ffn, ctx.tap
+        first, second = ffn.linears()
+        shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
+        w1, w2 = _weights(dy.dtype, first, second)
+        segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
+        grad = plain_backward(dy @ w2, a, ffn.activation, segments=segments, reduce=reduce)
+        if tap:
+            scores = {"in": grad.score, "out": product_sums(y, dy, segments, reduce)}
+            tap.record(ffn.layer, scores, grad.active, grad.activation)
+        dx = (grad.dpre @ w1).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        h = plain_forward(a, ffn.activation) if _trains(second) else None
+        slices = (*_gradients(first, grad.dpre, x), *_gradients(second, dy, h))
+        return None if dx is None else dx.view(*shape[:-1], -1), None, *slices
+
+
+def find_ffns(model: nn.Module) -> list[FFNSite]:
+    """The FFNs of a causal LM, recognised by structure: an MLP whose linear children are gate/up/down or in/out.
+
+    Raises UserError when none is found (mixture-of-experts, packed gate_up projections, other designs).
+    """
+    sites: list[FFNSite] = []
+    for name, module in model.named_modules():
+        roles = _roles(module)
+        if roles:
+            sites.append(FFNSite(len(sites), name, module, roles, _activation(module, name)))
+    if not sites:
+        raise UserError(
+            f"{type(model).__name__} has no FFN that this engine knows (gate/up/down or in/out linear layers): "
+            "use a Llama, Qwen2, Gemma-2, Mistral, Baichuan2 or BLOOM checkpoint"
+        )
+    return sites
+
+
+def fuse(model: nn.Module) -> list[FusedFFN]:
+    """Replace every FFN by a FusedFFN, in place; weights are shared, outputs the same. Returns them in layer order."""
+    fused = []
+    for site in find_ffns(model):
+        ffn = site.module if isinstance(site.module, FusedFFN) else FusedFFN(site)
+        set_submodule(model, site.name, ffn)
+        fused.append(ffn)
+    return fused
+
+
+def attach(model: nn.Module, neurons: Any) -> list[nn.Parameter]:
+    """Freeze `model` and make the slices of a NeuronSet trainable, in place; returns the parameters to optimise.
+
+    Use it like PEFT's get_peft_model, with any trainer or wrapper; `slices.merge(model)` gives plain layers back.
+    Raises UserError if the set was made for another model.
+    """
+    model.requires_grad_(False)
+    fused = fuse(model)
+    if len(fused) != neurons.layers:
+        raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(fused)}")
+    chosen: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for (layer, role, axis), index in neurons.slices.items():
+        if len(index):
+            chosen.setdefault((layer, role), {})["rows" if axis == "row" else "columns"] = index
+    params: list[nn.Parameter] = []
+    for (layer, role), index in sorted(chosen.items()):
+        ffn = fused[layer]
+        linear = ffn.projection(role)
+        if linear.out_features != neurons.widths[role]:
+            raise UserError(f"the neuron set's {role} has {neurons.widths[role]} rows, the model's {linear.out_features}")
+        sliced = SliceLinear(linear, **index)
+        setattr(ffn, ffn.names[role], sliced)
+        params += sliced.trainable()
+    return params
+
+
+def _roles(module: nn.Module) -> dict[str, str] | None:
+    """Which child plays which role, or None if this is no FFN."""
+    if isinstance(module, FusedFFN):
+        return module.names
+    linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}
+    for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+        if set(linears) == set(names):
+            return dict(zip(("gate", "up", "down"), names, strict=True))
+    if set(linears) == {"dense_h_to_4h", "dense_4h_to_h"}:
+        return {"in": "dense_h_to_4h", "out": "dense_4h_to_h"}
+    return None
+
+
+def _activation(module: nn.Module, name: str) -> str:
+    if isinstance(module, FusedFFN):
+        return module.activation
+    function = getattr(module, "act_fn", None) or getattr(module, "gelu_impl", None)
+    kind = type(function).__name__
+    known = {"SiLUActivation": "silu", "SiLU": "silu", "PytorchGELUTanh": "gelu_tanh", "GELUTanh": "gelu_tanh"}
+    known |= {"BloomGelu": "gelu_tanh", "GELUActivation": "gelu", "GELU": "gelu", "NewGELUActivation": "gelu_tanh"}
+    if kind not in known:
+        raise UserError(f"{name}: activation {kind} is not one of SiLU, GELU or tanh-GELU")
+    return known[kind]
+
+
+def _slots(linear: nn.Linear | SliceLinear) -> tuple:
+    if isinstance(linear, SliceLinear):
+        return linear.rows, linear.columns, linear.bias_rows
+    return None, None, None
+
+
+def _trains(*linears: nn.Linear | SliceLinear) -> bool:
+    return any(isinstance(linear, SliceLinear) for linear in linears)
+
+
+def _operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]:
+    """x and each layer's weight and bias, slices written in, in autocast's dtype where that is on."""
+    for linear in linears:
+        if isinstance(linear, SliceLinear):
+            linear.refresh()
+    return cast_for_autocast(x, *(t for linear in linears for t in (linear.weight, linear.bias)))
+
+
+def _weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:
+    """The weights for the backward: gathered anew under ZeRO-3, so the slices are written in again."""
+    for linear in linears:
+        if isinstance(linear, SliceLinear):
+            linear.refresh()
+    return [linear.weight.to(dtype) for linear in linears]
+
+
+def _gradients(linear: nn.Linear | SliceLinear, dy: Tensor, x: Tensor | None) -> tuple:
+    return linear.gradients(dy, x) if isinstance(linear, SliceLinear) else (None, None, None)

@@ -1,0 +1,178 @@
+"""Memory of one GPU, part by part, by arithmetic: what scoring and training hold. GB is 10⁹ bytes.
+
+Not counted: the CUDA context, the allocator's fragments, DeepSpeed's buckets. What a block saves was compared with
+autograd's saved tensors (tests/engine/test_estimate.py). Next: estimate.py prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .config import RunConfig
+from .shapes import ModelShape
+
+BINS = 256
+"""Histogram bins of a neuron and domain."""
+PREDICTING = 0.5
+"""Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
+FREE_SHARE = 0.4
+"""Counts stay on the device where this share of what the weights leave free holds them (scoring.counts_device)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of a memory table; `formula` is the product that `bytes` is."""
+
+    name: str
+    formula: str
+    bytes: int
+    host: bool = False
+
+
+def device_total(parts: list[Part]) -> int:
+    """Bytes on the GPU."""
+    return sum(part.bytes for part in parts if not part.host)
+
+
+def value_bytes(config: RunConfig) -> int:
+    """Bytes of a weight or activation on a GPU, where `auto` is bfloat16."""
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def attention_path(config: RunConfig, shape: ModelShape) -> str:
+    """`flash`, `sdpa` or `eager`: what `auto` finds on this machine and what the architecture allows.
+
+    sdpa caps no logits (Gemma-2) and transformers' BLOOM has its own attention: those fall back to eager.
+    """
+    choice = config.model.attention
+    if choice == "auto":
+        choice = "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
+    return "eager" if not shape.gated or (shape.softcap and choice == "sdpa") else choice
+
+
+def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int) -> int:
+    """Bytes that one block saves of one token for its backward; `width` is 4 or 2 bytes a value.
+
+    Norms save their input (transformers' RMSNorm in fp32); the FFN its pre-activations and one vector of the model's
+    width, x while training, y while scoring. `flash` saves q, k, v, its output and a log-sum a head; `sdpa` keys and
+    values repeated for every head and a row of the mask; `eager` those, no output, and `sequence` scores a head.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = shape.norms * shape.hidden * (4 if shape.gated else width)
+    ffn = ((2 if shape.gated else 1) * shape.intermediate + shape.hidden) * width
+    if attention == "eager":  # fp32 softmax and its cast, the capped logits and their tanh
+        score = 4 + (width if width == 2 else 0) + (width if shape.softcap else 0)
+        return norms + ffn + 3 * queries * width + shape.heads * sequence * score
+    if attention == "sdpa":
+        return norms + ffn + 4 * queries * width + 4 * shape.heads + sequence * width
+    return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
+
+
+def activations(config: RunConfig, shape: ModelShape, tokens: int, checkpointing: bool | None = None) -> Part:
+    """Saved activations of `tokens` tokens; with checkpointing each block's input, and one block in full.
+
+    A packed batch is one row of `tokens`; BLOOM's is padded rows of at most --data.max-length.
+    """
+    width = value_bytes(config)
+    sequence = tokens if shape.gated else min(tokens, config.data.max_length)
+    block = saved_per_token(shape, width, attention_path(config, shape), sequence)
+    if config.model.activation_checkpointing if checkpointing is None else checkpointing:
+        size = tokens * (shape.layers * shape.hidden * width + block)
+        formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
+        return Part("activations, with checkpointing", formula, size)
+    formula = f"{tokens:,} tokens × {shape.layers} blocks × {block:,} B"
+    return Part("activations, no checkpointing", formula, tokens * shape.layers * block)
+
+
+def _transient(shape: ModelShape, tokens: int, width: int) -> Iterator[Part]:
+    """What a backward holds for a moment: logits, and one FFN's gradients."""
+    rows, size = math.ceil(tokens * PREDICTING), width + 8 if width == 2 else 8
+    formula = f"{rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities, gradient)"
+    yield Part("logits", formula, rows * shape.vocab * size)
+    values = (4 if shape.gated else 3) * shape.intermediate + 2 * shape.hidden
+    yield Part("one FFN's backward", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width)
+
+
+def scoring_tokens(config: RunConfig) -> int:
+    """Tokens of the largest batch while scoring: the budget, or a single sentence that is longer."""
+    return max(config.score.tokens_per_batch, config.data.max_length)
+
+
+def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:
+    """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
+    width, groups, tokens = value_bytes(config), len(config.data.seen), scoring_tokens(config)
+    units = shape.layers * shape.intermediate
+    return [
+        Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
+        Part(
+            "histogram counts",
+            f"{groups} domains × {shape.neurons:,} neurons × {BINS} bins × 4 B",
+            counts_bytes(config, shape),
+            host=counts_on_host(config, shape, gpu_memory),
+        ),
+        Part(
+            "sums",
+            f"{groups} domains × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
+            groups * (shape.neurons * 8 + units * 16),
+        ),
+        activations(config, shape, tokens),
+        *_transient(shape, tokens, width),
+    ]
+
+
+def training(config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int) -> list[Part]:
+    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward."""
+    width, stage, p = value_bytes(config), config.zero.stage, f"{parameters:,}"
+    weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
+    parts = [
+        Part(
+            "weights and slices",
+            f"({shape.parameters:,} + {p}) × {width} B{_over(weights)}",
+            (shape.parameters + parameters) * width // weights,
+        ),
+        Part("a backward's gradients", f"{p} × {width} B", parameters * width),
+        Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
+        Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
+        activations(config, shape, tokens),
+        *_transient(shape, tokens, width),
+    ]
+    if stage == 3:
+        live = shape.block_parameters + shape.vocab * shape.hidden
+        parts.insert(1, Part("gathered weights", f"{live:,} (a block and the output head) × {width} B", live * width))
+    return parts
+
+
+def _over(ranks: int) -> str:
+    return f" / {ranks} ranks" if ranks > 1 else ""
+
+
+def counts_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """int32 histogram counts of all seen domains."""
+    return 4 * BINS * len(config.data.seen) * shape.neurons
+
+
+def counts_threshold(config: RunConfig, shape: ModelShape) -> float:
+    """GPU memory from which `--score.counts auto` keeps the counts on the device."""
+    return shape.parameters * value_bytes(config) + counts_bytes(config, shape) / FREE_SHARE
+
+
+def counts_on_host(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> bool:
+    """Where the counts live; without a known GPU `auto` is taken to be the device, the larger figure."""
+    if config.score.counts != "auto":
+        return config.score.counts == "host"
+    return gpu_memory is not None and gpu_memory < counts_threshold(config, shape)
+
+
+def scoring_tokens_that_fit(config: RunConfig, shape: ModelShape, gpu_memory: float) -> int:
+    """Largest multiple of 64 tokens a batch whose scoring fits in `gpu_memory`; 0 if there is none."""
+    tokens = scoring_tokens(config) // 64 * 64
+    while tokens > 0:
+        smaller = dataclasses.replace(config, score=dataclasses.replace(config.score, tokens_per_batch=tokens))
+        if device_total(scoring(smaller, shape, int(gpu_memory))) <= gpu_memory:
+            return tokens if tokens >= config.data.max_length else 0
+        tokens -= 64
+    return 0

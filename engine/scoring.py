@@ -1,0 +1,108 @@
+"""The scoring pass: per-sample |activation × gradient| of every channel, streamed into per-group statistics.
+
+CANEFT Eq. 1–3 and 8. Scores fall out of the FFN's backward (ffn.py, kernels/): no weight gradient is computed, no
+per-sample tensor is kept, and memory does not grow with the number of samples. Packed samples do not interact, so
+each gets the score that it gets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .batching import Batch, Example, batches_by_tokens, pack, pad
+from .config import ScoreConfig
+from .errors import UserError
+from .ffn import fuse
+from .loss import sample_means, target_losses
+from .models import takes_position_ids
+from .statistics import Statistics
+
+
+class ScoreTap:
+    """Hangs in every FFN during the scoring pass; turns per-sample sums into scores and adds them to `statistics`."""
+
+    def __init__(self, statistics: Statistics, config: ScoreConfig) -> None:
+        self.statistics, self.reduce, self.tokens = statistics, config.token_reduce, config.tokens
+        self.segments: Tensor
+        self.lengths: Tensor
+        self.groups: Tensor
+
+    def begin(self, batch: Batch) -> None:
+        """Take the next batch: which rows count, for which sample, of which group."""
+        self.segments = batch.segments if self.tokens == "all" else batch.target_segments
+        self.lengths = (self.segments[:, 1] - self.segments[:, 0]).to(torch.float32)
+        self.groups = batch.groups
+        self.statistics.add_samples(batch.groups, self.lengths.to(torch.int64))
+
+    def record(self, layer: int, scores: dict[str, Tensor], active: Tensor, activation: Tensor) -> None:
+        """Per-sample sums [samples, width] of one layer: called once a batch, in the layer's backward."""
+        for projection, total in scores.items():
+            score = total / self.lengths[:, None] if self.reduce == "mean_abs" else total.abs()
+            self.statistics.add_scores(layer, projection, score, self.groups)
+        self.statistics.add_units(layer, active, activation / self.lengths[:, None], self.groups)
+
+
+def batch_of(examples: Sequence[Example], packed: bool, pad_id: int) -> Batch:
+    return pack(examples) if packed else pad(examples, pad_id)
+
+
+def score(
+    model: nn.Module,
+    examples: Sequence[Example],
+    statistics: Statistics,
+    config: ScoreConfig,
+    *,
+    pad_id: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> None:
+    """Score `examples` on the frozen `model` and add them to `statistics`, all-reduced over ranks at the end.
+
+    Every rank takes every world-th batch of one deterministic list, so batches, and with them the scores' bits, do
+    not depend on the number of ranks. `progress` is called with the number of samples of every batch. Raises UserError
+    when the loss is not finite.
+    """
+    packed = takes_position_ids(model)
+    device = next(model.parameters()).device
+    tap = ScoreTap(statistics, config)
+    fused = fuse(model)
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+    try:
+        for ffn in fused:
+            ffn.tap = tap
+        batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
+        for indices in batches[rank::world]:
+            batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
+            tap.begin(batch)
+            _loss(model, batch, config.loss).backward()
+            progress(len(indices))
+    finally:
+        hook.remove()
+        for ffn in fused:
+            ffn.tap = None
+    statistics.all_reduce()
+
+
+def _loss(model: nn.Module, batch: Batch, kind: str) -> Tensor:
+    """Sum over samples of each one's own loss: samples do not interact, so each keeps its own gradient."""
+    losses = target_losses(model, batch)
+    loss = sample_means(losses, batch).sum() if kind == "mean" else losses.sum()
+    if not torch.isfinite(loss):
+        means = sample_means(losses.detach(), batch)
+        bad = [uid for uid, mean in zip(batch.uids, means.tolist(), strict=True) if not torch.isfinite(torch.tensor(mean))]
+        raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
+    return loss
+
+
+def counts_device(config: ScoreConfig, shape, groups: int, device: torch.device) -> torch.device:
+    """Where the histogram counts (4 bytes × 256 bins × groups × neurons; 4.3 GB for four on Llama-3.1-8B) live."""
+    if config.counts == "host" or device.type == "cpu":
+        return torch.device("cpu")
+    if config.counts == "device":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 4 * 256 * groups * shape.neurons <= 0.4 * free else torch.device("cpu")

@@ -1,0 +1,213 @@
+"""SliceLinear: a frozen weight of which a few rows or columns are trained.
+
+The selected slices are small parameters of their own; the weight itself holds their current values, so the forward
+is one matrix product and the backward computes weight gradients for the selected slices only. No gradient masks:
+optimizers, ZeRO, DDP, FSDP and clipping see ordinary parameters of the size that is really trained.
+
+    params = slice_linears(model, rows={"layers.0.up_proj": [3, 17]})
+    optimizer = SparseColumnAdamW(params, lr=1e-3)
+
+Needs torch alone. Next: ffn.py, which fuses three of these into one FFN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.slice_gradient import column_gradient, row_gradient
+from .errors import UserError
+
+
+class Patch(NamedTuple):
+    """New values of a part of a named tensor; `axis` None replaces the whole of it."""
+
+    axis: str | None
+    """`row`: values [k, in] (or [k] of a bias); `column`: values [k, out], column j of the weight stored as a row."""
+    index: Tensor | None
+    values: Tensor
+
+
+class SliceLinear(nn.Module):
+    """A linear layer whose `rows` [k, in] and `columns` [k, out] are trained and whose weight [out, in] is frozen.
+
+    Row j of the weight is output channel j (the papers' column, they write W as in × out); its bias entry belongs to
+    it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen: the weights where they
+    cross would have two owners.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+        super().__init__()
+        if rows is not None and columns is not None:
+            raise UserError("a linear layer cannot train rows and columns at once: the weights where they cross")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.out_features, self.in_features = linear.out_features, linear.in_features
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.row_index = self.column_index = None
+        self.rows = self.columns = self.bias_rows = None
+        if rows is not None:
+            self._own("row_index", _checked(rows, self.out_features, "row"))
+            self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
+            if self.bias is not None:
+                self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
+        if columns is not None:
+            self._own("column_index", _checked(columns, self.in_features, "column"))
+            self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
+        self._link()
+
+    def _own(self, name: str, index: Tensor) -> None:
+        delattr(self, name)
+        self.register_buffer(name, index.to(self.weight.device), persistent=False)
+
+    def _link(self) -> None:
+        """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
+        if self.rows is not None:
+            self.rows.slice_of = (self.weight, self.row_index, 0)
+        if self.columns is not None:
+            self.columns.slice_of = (self.weight, self.column_index, 1)
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self._link()  # .to(device) makes new buffers
+        return self
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in (self.rows, self.columns, self.bias_rows) if p is not None]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the slices into the weight.
+
+        Called in every forward and backward: under ZeRO-3 and FSDP the weight is a fresh copy each time it is
+        gathered, and elsewhere the cost (one per cent of the weight's bytes) is below what can be measured. `.data`
+        keeps autograd's version counter still: the values are those that the graph was built with.
+        """
+        if self.rows is not None:
+            self.weight.data.index_copy_(0, self.row_index, self.rows.data.to(self.weight.dtype))
+        if self.bias_rows is not None:
+            self.bias.data.index_copy_(0, self.row_index, self.bias_rows.data.to(self.bias.dtype))
+        if self.columns is not None:
+            self.weight.data.index_copy_(1, self.column_index, self.columns.data.t().to(self.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) → (..., out)."""
+        return _SliceLinear.apply(x, self, self.rows, self.columns, self.bias_rows)
+
+    def gradients(self, dy: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """dL/d(rows, columns, bias_rows) from dy [T, out] and x [T, in], in the parameters' dtype."""
+        rows = columns = bias = None
+        if self.rows is not None:
+            rows = row_gradient(dy, x, self.row_index).to(self.rows.dtype)
+        if self.bias_rows is not None:
+            bias = dy[:, self.row_index].sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
+        if self.columns is not None:
+            columns = column_gradient(dy, x, self.column_index).to(self.columns.dtype)
+        return rows, columns, bias
+
+    def extra_repr(self) -> str:
+        k = [0 if i is None else len(i) for i in (self.row_index, self.column_index)]
+        return f"in={self.in_features}, out={self.out_features}, trained rows={k[0]}, trained columns={k[1]}"
+
+
+class _SliceLinear(torch.autograd.Function):
+    """y = x Wᵀ + b; the gradient reaches x and the slices, never the frozen weight."""
+
+    @staticmethod
+    def forward(ctx, x, module, rows, columns, bias_rows):
+        module.refresh()
+        ctx.module, ctx.x_dtype = module, x.dtype
+        x, weight, bias = cast_for_autocast(x, module.weight, module.bias)
+        ctx.save_for_backward(x if module.trainable() else None)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        module = ctx.module
+        module.refresh()
+        dx = (dy @ module.weight.to(dy.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        if x is None:
+            return dx, None, None, None, None
+        grads = module.gradients(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]))
+        return dx, None, *grads
+
+
+def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    """Under autocast every operand in its dtype, as F.linear would have it; elsewhere unchanged."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, *others
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(None if t is None else t.to(dtype) for t in (x, *others))
+
+
+def slice_linears(
+    model: nn.Module,
+    rows: Mapping[str, Sequence[int] | Tensor] | None = None,
+    columns: Mapping[str, Sequence[int] | Tensor] | None = None,
+) -> list[nn.Parameter]:
+    """Freeze `model` and make the named rows and columns of its `nn.Linear` layers trainable, in place.
+
+    Returns the new parameters, to be given to an optimizer. Raises UserError for a name that is no `nn.Linear` or an
+    index outside the layer.
+    """
+    model.requires_grad_(False)
+    params: list[nn.Parameter] = []
+    for chosen, axis in ((rows or {}, "rows"), (columns or {}, "columns")):
+        for name, index in chosen.items():
+            linear = model.get_submodule(name)
+            if not isinstance(linear, nn.Linear):
+                raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer once")
+            sliced = SliceLinear(linear, **{axis: torch.as_tensor(index, dtype=torch.int64)})
+            set_submodule(model, name, sliced)
+            params += sliced.trainable()
+    return params
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Put every SliceLinear back as an `nn.Linear` that holds the trained values, in place; returns the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SliceLinear):
+            module.refresh()
+            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            linear.weight, linear.bias = module.weight, module.bias
+            set_submodule(model, name, linear)
+    return model
+
+
+def named_slices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, Tensor]]:
+    """(tensor name in the checkpoint, axis, parameter, index) of every trained slice, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, SliceLinear):
+            for parameter, tensor, axis, index in (
+                (module.rows, "weight", "row", module.row_index),
+                (module.columns, "weight", "column", module.column_index),
+                (module.bias_rows, "bias", "row", module.row_index),
+            ):
+                if parameter is not None:
+                    yield f"{name}.{tensor}", axis, parameter, index
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _checked(index: Tensor, size: int, what: str) -> Tensor:
+    index = index.to(torch.int64)
+    if index.ndim != 1 or len(index) == 0:
+        raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")
+    if int(index.min()) < 0 or int(index.max()) >= size:
+        raise UserError(f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}")
+    if len(torch.unique(index)) != len(index):
+        raise UserError(f"{what} index holds duplicates: name every {what} once")
+    return index
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,80 @@
+"""Which stages of a run are done, with which settings: a finished stage is not run again, a changed one is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import distributed
+from .config import differences
+from .errors import UserError
+
+
+class Stages:
+    """The record `stages.json` of an output folder: for every finished stage its settings and its wall time.
+
+    `do` runs a stage once. Settings accumulate: a stage depends on its own and on all before it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / "stages.json"
+        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.settings: dict[str, Any] = {}
+
+    def do(self, name: str, settings: dict[str, Any], artefact: Path, work: Callable[[], Any]) -> None:
+        """Run `work` unless `artefact` is there and was made with the same settings.
+
+        Raises UserError with the differences if it was made with others.
+        """
+        self.settings |= settings
+        done = self.record.get(name)
+        if done and artefact.exists():
+            rows = differences(done["settings"], json.loads(json.dumps(self.settings)))
+            if rows:
+                table = "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
+                raise UserError(f"{artefact} was made with other settings ({table}): use another --out, or delete it")
+            distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
+            return
+        distributed.print0(f"[{name}]")
+        start = time.perf_counter()
+        work()
+        distributed.barrier()
+        self.record[name] = {"settings": dict(self.settings), "seconds": time.perf_counter() - start}
+        if distributed.rank() == 0:
+            write_atomically(self.path, json.dumps(self.record, indent=1))
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of every finished stage, in their order."""
+        return {name: entry["seconds"] for name, entry in self.record.items()}
+
+
+class Lock:
+    """One run in one output folder: held by the first rank of a machine until the process ends."""
+
+    def __init__(self, out: Path) -> None:
+        self.file = None
+        if distributed.rank() != 0:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = (out / ".lock").open("a+")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.seek(0)
+            raise UserError(f"{out}: another run writes here ({self.file.read().strip()}): use another --out") from None
+        self.file.truncate(0)
+        self.file.write(f"host {socket.gethostname()}, process {os.getpid()}")
+        self.file.flush()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole file or the old one, whenever the process ends."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

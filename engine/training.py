@@ -1,0 +1,219 @@
+"""The training loop: one visible step, under DeepSpeed ZeRO, resumable to the bit.
+
+What is trained is whatever parameters of the model require a gradient (ffn.attach makes the chosen slices so). The
+order of sentences is a function of (seed, epoch, step), the loss is normalised by the target tokens of the whole
+update, so neither depends on the number of ranks or micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checkpoint, distributed
+from .batching import Batch, Example, Order, batches_by_tokens, pack, pad, share
+from .config import RunConfig, TrainConfig
+from .errors import UserError
+from .loss import target_losses, token_weights
+from .metrics import Metrics
+from .models import takes_position_ids
+from .zero import ZeroEngine, load_masters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps, and how an update's sentences are split: derived from the settings, printed at the start."""
+
+    sentences: int
+    micro_batch: int
+    accumulation: int
+    updates_per_epoch: int
+    steps: int
+
+    @staticmethod
+    def of(train: TrainConfig, sentences: int, world: int) -> Plan:
+        micro = train.micro_batch_size or math.ceil(train.global_batch_size / world)
+        accumulation = math.ceil(train.global_batch_size / (micro * world))
+        updates = math.ceil(sentences / train.global_batch_size)
+        steps = updates * train.epochs
+        return Plan(sentences, micro, accumulation, updates, min(steps, train.max_steps or steps))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sentences} sentences, {self.updates_per_epoch} updates an epoch, {self.steps} in all; an update is "
+            f"{self.accumulation} micro-batch(es) of up to {self.micro_batch} sentences on each rank"
+        )
+
+
+def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
+    """Rate of update `step` (0 is the first) out of `steps`: linear warm-up, then the named schedule."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    progress = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
+    if train.lr_scheduler == "linear":
+        return train.learning_rate * (1 - progress)
+    if train.lr_scheduler == "cosine":
+        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return train.learning_rate
+
+
+class Batcher:
+    """Examples to batches on this rank's device, packed or padded as the architecture needs."""
+
+    def __init__(self, model: nn.Module, pad_id: int) -> None:
+        self.packed, self.pad_id = takes_position_ids(model), pad_id
+        self.device = distributed.device()
+
+    def __call__(self, examples: Sequence[Example], weights: Sequence[float] | None = None) -> Batch:
+        batch = pack(examples, weights) if self.packed else pad(examples, self.pad_id, weights)
+        return batch.to(self.device)
+
+    def filled(self, examples: Sequence[Example], filler: Example) -> Batch:
+        """A rank without a sentence runs `filler` with weight 0: every rank takes part in every collective."""
+        return self(examples) if examples else self([filler], [0.0])
+
+
+def train(
+    model: nn.Module,
+    config: RunConfig,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    out: Path,
+    *,
+    pad_id: int,
+    identity: dict[str, Any],
+) -> Path:
+    """Train the parameters of `model` that require a gradient; returns the checkpoint folder to export.
+
+    `identity` names what a checkpoint belongs to (model, neurons, data, settings): a resume with another one is
+    refused. Raises UserError on a loss that is not finite on any rank, before any weight changes.
+    """
+    rank, world = distributed.rank(), distributed.world()
+    plan = Plan.of(config.train, len(examples), world)
+    distributed.print0(f"training: {plan}")
+    order = Order(config.seed, len(examples), config.train.global_batch_size)
+    root = out / "checkpoints"
+    tensors, state = _resume(root, config.resume, identity)
+    if state["step"] >= plan.steps:
+        distributed.print0(f"training: already complete at step {state['step']}")
+        return _chosen(root, state, config.train.load_best)
+    if tensors:
+        load_masters(model, tensors)
+    model.train()
+    engine = ZeroEngine(model, config, plan.micro_batch, plan.accumulation)
+    if tensors:
+        engine.load_state(tensors, state["step"])
+    batcher = Batcher(model, pad_id)
+    metrics = Metrics(out, config, plan.steps, state["step"], model)
+    every = config.train.eval_steps or plan.updates_per_epoch
+    save_every = config.train.save_steps or plan.updates_per_epoch
+
+    for step in range(state["step"], plan.steps):
+        # ------------------------------------------------------------------ one update
+        epoch, within = divmod(step, plan.updates_per_epoch)
+        update = order.update(epoch, within)
+        tokens = sum(len(examples[i].input_ids) - examples[i].target_start for i in update)
+        engine.set_learning_rate(learning_rate(config.train, step, plan.steps))
+        total = 0.0
+        for indices in share(update, rank, world, plan.accumulation):
+            batch = batcher.filled([examples[i] for i in indices], examples[update[0]])
+            losses = target_losses(engine, batch)
+            loss = (losses * token_weights(batch)).sum() / tokens
+            total += _finite(loss, batch, step)
+            engine.backward(loss * (world * plan.accumulation))  # DeepSpeed averages over both
+            applied = engine.step()
+        # ------------------------------------------------------------------
+        done = step + 1
+        read = sum(len(examples[i].input_ids) for i in update)
+        metrics.step(done, epoch, distributed.agree(total, "sum"), engine, read, applied)
+        if done % every == 0 or done == plan.steps:
+            _evaluate(engine, batcher, dev, config, state, done, metrics)
+        if done % save_every == 0 or done == plan.steps or state["best_step"] == done:
+            _save(engine, root, state | {"step": done}, identity, config.train)
+        state["step"] = done
+    metrics.close()
+    engine.close()
+    return _chosen(root, state, config.train.load_best)
+
+
+def dev_loss(model: Callable[..., Any], batcher: Batcher, dev: Sequence[Example], tokens_per_batch: int = 4096) -> float:
+    """Mean cross-entropy of the target tokens of `dev`, in nats a token, over all ranks (a collective)."""
+    rank, world = distributed.rank(), distributed.world()
+    batches = list(batches_by_tokens(dev, tokens_per_batch, batcher.packed))
+    total = count = 0.0
+    with torch.no_grad():
+        for turn in range(0, len(batches), world):  # every rank runs as many forwards: ZeRO-3 gathers in each
+            mine = batches[turn + rank] if turn + rank < len(batches) else []
+            batch = batcher.filled([dev[i] for i in mine], dev[0])
+            weights = token_weights(batch)
+            total += float((target_losses(model, batch) * weights).sum(dtype=torch.float64))
+            count += float(weights.sum())
+    return distributed.agree(total, "sum") / distributed.agree(count, "sum")
+
+
+def _evaluate(engine, batcher, dev, config, state, step, metrics) -> None:
+    if not dev:
+        return
+    loss = dev_loss(engine, batcher, dev, config.score.tokens_per_batch)
+    if loss < state["best_dev_loss"]:
+        state |= {"best_dev_loss": loss, "best_step": step}
+    metrics.dev(step, loss)
+
+
+def _finite(loss: torch.Tensor, batch: Batch, step: int) -> float:
+    """The loss as a number, agreed to be finite on all ranks before anybody steps."""
+    value = float(loss.detach())
+    if distributed.agree(float(not math.isfinite(value)), "max"):
+        who = f"sentences {' '.join(batch.uids)}" if not math.isfinite(value) else "another rank's sentences"
+        raise UserError(f"step {step + 1}: the loss is not finite on {who}; no weight was changed: lower the rate")
+    return value
+
+
+def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: TrainConfig) -> None:
+    tensors = engine.state()
+    problem = None
+    if distributed.rank() == 0:
+        try:
+            checkpoint.save(root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()})
+            checkpoint.prune(root, config.save_total_limit, root / f"step-{state['best_step']}")
+        except UserError as error:
+            problem = str(error)
+    problem = distributed.share_object(problem)
+    if problem:
+        raise UserError(problem)
+
+
+def _resume(root: Path, resume: str, identity: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and state to go on from; none and a fresh state at the start."""
+    fresh = {"step": 0, "best_dev_loss": math.inf, "best_step": 0}
+    if resume == "auto":
+        folder, faults = checkpoint.newest(root)
+        for fault in faults:
+            distributed.print0(f"resume: passed over {fault}")
+    else:
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise UserError(f"--resume {resume}: no such folder; name a checkpoint step-N, or auto")
+    if folder is None:
+        return {}, fresh
+    tensors, state = checkpoint.load(folder)
+    other = [f"{k} {state['identity'].get(k)!r} → {v!r}" for k, v in identity.items() if state["identity"].get(k) != v]
+    if other:
+        raise UserError(f"{folder} belongs to another run ({'; '.join(other)}): use another --out, or its settings")
+    distributed.print0(f"resume: from {folder}")
+    return tensors, {key: state[key] for key in fresh}
+
+
+def _chosen(root: Path, state: dict[str, Any], load_best: bool) -> Path:
+    """The best checkpoint by dev loss where one was measured and is still whole, else the last."""
+    best = root / f"step-{state['best_step']}"
+    if load_best and state["best_step"] and checkpoint.fault(best) is None:
+        return best
+    return root / f"step-{state['step']}"

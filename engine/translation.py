@@ -1,0 +1,160 @@
+"""Batched greedy decoding: sentence pairs → one line of translation each, dealt out over the ranks.
+
+    part = translate(model, tokenizer, prompt, ("de", "en"), pairs, batch_size=32, max_new_tokens=256, rank=r, world=w)
+    hypotheses = gather(part)              # on every rank, in the order of the pairs
+    write_lines(out / "translations/caneft/it.en", hypotheses)
+
+Every rank decodes with a whole model of its own. Next: evaluation.py scores the lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import prompts
+
+if TYPE_CHECKING:
+    from .corpus import Pair
+    from .prompts import Prompt
+
+LINE_BREAKS = re.compile(r"[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]+")
+"""What any reader of the file could take for the end of a line (str.splitlines' list)."""
+
+
+DETOKENISE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+"""Exactly what the model wrote: some tokenizers' configs would have ` .` turned into `.` and `do not` into `don't`."""
+
+
+def translate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    languages: tuple[str, str],
+    pairs: Sequence[Pair],
+    batch_size: int,
+    max_new_tokens: int,
+    rank: int = 0,
+    world: int = 1,
+    after_batch: Callable[[int, int], None] | None = None,
+) -> list[str | None]:
+    """This rank's translations of `pairs`, in their order; None where another rank decodes (none if `world` is 1).
+
+    Greedy, left-padded. Sentences are sorted by prompt length, longest first, and rank r takes every world-th, so
+    ranks end together. `after_batch(done, batches)` is called equally often on every rank, so that it may agree on a
+    stop; it may raise. Each translation is one line: prefix stripped, line breaks turned into spaces.
+    """
+    assert 0 <= rank < world
+    prompted = [prompts.encode(tokenizer, prompt, languages, pair, with_target=False)[0] for pair in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: (-len(prompted[i]), i))
+    mine = order[rank::world]
+    batches = -(-len(order[::world]) // batch_size)
+    result: list[str | None] = [None] * len(pairs)
+    if not pairs:
+        return result
+    ends = end_tokens(model, tokenizer, prompt, languages, pairs[0])
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    with _greedy(model, ends, pad, max_new_tokens):
+        for number in range(batches):
+            chosen = mine[number * batch_size : (number + 1) * batch_size]
+            if chosen:
+                for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad), strict=True):
+                    text = tokenizer.decode(_until(ends, tokens), **DETOKENISE)
+                    result[i] = one_line(text, languages[1])
+            if after_batch is not None:
+                after_batch(number + 1, batches)
+    return result
+
+
+def gather(part: Sequence[str | None]) -> list[str]:
+    """The ranks' parts as one list on every rank; a single process's part is complete already."""
+    parts: list[Sequence[str | None]] = [part]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(parts, list(part))
+    whole = [next((line for line in lines if line is not None), None) for lines in zip(*parts, strict=True)]
+    assert None not in whole, f"sentence {whole.index(None)} was decoded by no rank"
+    return whole
+
+
+def _until(ends: list[int], tokens: list[int]) -> list[int]:
+    """The tokens before the first end token; padding follows it."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def one_line(text: str, language: str) -> str:
+    """A model's answer as a line of the translations file: without the `English:` that it was asked to start with."""
+    return LINE_BREAKS.sub(" ", prompts.strip_prefix(text, language)).strip()
+
+
+def end_tokens(model: nn.Module, tokenizer: Any, prompt: Prompt, languages: tuple[str, str], pair: Pair) -> list[int]:
+    """Ids that end a translation: the generation config's, the tokenizer's, and the one that ends a training sentence.
+
+    The last is the chat template's end of turn, which some checkpoints' generation config does not list.
+    """
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    listed = listed if isinstance(listed, list) else [listed]
+    last = prompts.encode(tokenizer, prompt, languages, pair)[0][-1]
+    return sorted({int(end) for end in (*listed, tokenizer.eos_token_id, last) if end is not None})
+
+
+def write_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
+    """Write a line-aligned file: complete or not at all."""
+    path = Path(path)
+    assert not any(LINE_BREAKS.search(line) for line in lines), "a line break within a line"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.unfinished")
+    with open(temp, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temp.replace(path)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a file that `write_lines` wrote (split at line feeds alone)."""
+    return Path(path).read_bytes().decode("utf-8").split("\n")[:-1]
+
+
+@contextmanager
+def _greedy(model: nn.Module, ends: list[int], pad: int, max_new_tokens: int) -> Iterator[None]:
+    """The model decodes greedily in here, whatever its own generation config says.
+
+    `generate` fills in what it is not given from that config: Llama-3.1's samples at temperature 0.6, Qwen2.5's has a
+    repetition penalty of 1.05. So the config itself is replaced meanwhile.
+    """
+    from transformers import GenerationConfig
+
+    theirs, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
+        model.train(training)
+
+
+@torch.inference_mode()
+def _decode(model: nn.Module, prompted: list[list[int]], pad: int) -> list[list[int]]:
+    """Token lists of prompts → token lists of what the model adds to each."""
+    width = max(map(len, prompted))
+    ids = torch.tensor([[pad] * (width - len(tokens)) + tokens for tokens in prompted])
+    mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompted])
+    device = next(model.parameters()).device
+    made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+    return made[:, width:].tolist()

@@ -1,0 +1,191 @@
+"""DeepSpeed ZeRO around the trained slices: configure, initialise, step, gather and restore state.
+
+Everything here was read in DeepSpeed 0.19.8; the comments say what would go wrong without it. Next: training.py, the
+loop; checkpoint.py, what is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import RunConfig
+from .distributed import rank, world
+from .ffn import FusedFFN
+from .optim import SparseColumnAdamW
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def deepspeed_config(config: RunConfig, micro_batch: int, accumulation: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run.
+
+    Gradients are summed over ranks and micro-batches in fp32: in bf16 the stages would reduce at different moments
+    and differ by 2⁻⁹ of the gradient.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.train.max_grad_norm,
+        "zero_optimization": {"stage": config.zero.stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """One model under DeepSpeed: `backward`, `step`, and the state of its trained parameters by name.
+
+    `params` are those to train (all others are frozen). State is `{"master/<name>", "exp_avg/<name>",
+    "exp_avg_sq/<name>"}` in fp32, whole, whatever the stage and the number of ranks.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, micro_batch: int, accumulation: int) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.stage = config.zero.stage
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        train = config.train
+        optimizer = SparseColumnAdamW(
+            list(self.params.values()),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            weight_decay=train.weight_decay,
+        )
+        bf16 = next(iter(self.params.values())).dtype == torch.bfloat16
+        if self.stage == 3:
+            # The FFN reads its children's weights itself, so they must be gathered together with it.
+            deepspeed.utils.set_z3_leaf_modules(model, [FusedFFN])
+            # A leaf's gradients are reduced when the gradient of its input is there. In a frozen model the first
+            # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
+            model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+        else:
+            same_sums_as_stage_3(model)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, micro_batch, accumulation, bf16),
+            dist_init_required=False,
+        )
+        self.client = optimizer
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.engine(**inputs)
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self) -> bool:
+        """End a micro-batch; at the boundary update. False if DeepSpeed skipped the update (bf16 overflow)."""
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        return not boundary or self.engine.was_step_applied()
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last update's gradient (before clipping); NaN where DeepSpeed did not compute it."""
+        norm = self.engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """fp32 masters and moments on the host, whole (a collective: every rank calls it)."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        state: dict[str, Tensor] = {}
+        for name, param in self.params.items():
+            state[f"master/{name}"] = safe_get_full_fp32_param(param).cpu().clone()
+            for key in MOMENTS:
+                state[f"{key}/{name}"] = safe_get_full_optimizer_state(param, key).cpu().clone()
+        return state
+
+    def load_state(self, state: dict[str, Tensor], steps: int) -> None:
+        """Restore `state()` after `steps` updates.
+
+        `load_masters` must have put the low-precision parameters right before the engine was made: DeepSpeed's
+        setters write the fp32 master alone. Before the first update there is no optimizer state to set, so zeros are
+        made for every flat partition first, then linked (stages 1–2 link each group after group 0's first step only).
+        """
+        for partition in self._partitions():
+            self.client._create(partition)
+            self.client.state[partition]["step"].fill_(steps)
+        if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, param in self.params.items():
+            self._set(param, state[f"master/{name}"], None)
+            for key in MOMENTS:
+                self._set(param, state[f"{key}/{name}"], key)
+
+    def _partitions(self) -> list[Tensor]:
+        """The fp32 flat tensors that the client optimizer really updates."""
+        for attribute in (
+            "single_partition_of_fp32_groups",
+            "fp32_partitioned_groups_flat",
+            "fp32_groups_flat_partition",
+        ):
+            if hasattr(self.optimizer, attribute):
+                return list(getattr(self.optimizer, attribute))
+        raise AssertionError(f"unknown DeepSpeed optimizer {type(self.optimizer).__name__}")
+
+    def _set(self, param: nn.Parameter, value: Tensor, key: str | None) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if self.stage < 3:
+            value = value.to(param.device)
+            if key is None:
+                safe_set_full_fp32_param(param, value)
+            else:
+                safe_set_full_optimizer_state(param, value, key)
+            return
+        # Stage 3's full setter narrows by the padded size and raises where numel does not divide by the ranks.
+        part = param.ds_tensor.ds_numel
+        padded = torch.zeros(part * world(), dtype=torch.float32)
+        padded[: value.numel()] = value.flatten()
+        local = padded[part * rank() : part * (rank() + 1)].to(param.ds_tensor.device)
+        if key is None:
+            safe_set_local_fp32_param(param, local)
+        else:
+            safe_set_local_optimizer_state(param, local, key)
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def same_sums_as_stage_3(model: nn.Module) -> None:
+    """Put an identity before every module, as stage 3's hooks do, so that every stage gives the same bits.
+
+    In fp32 a norm's input is read twice by the norm and once by the residual connection: with the identity the norm's
+    two gradients are added first, without it the three are added in another order. (In bf16 the norm's cast to fp32 is
+    such a node already.)
+    """
+
+    def identity(module: nn.Module, args: tuple) -> tuple:
+        return tuple(a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args)
+
+    for module in model.modules():
+        module.register_forward_pre_hook(identity)
+
+
+def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put checkpointed values into the trained parameters before DeepSpeed wraps them."""
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.requires_grad:
+                param.copy_(state[f"master/{name}"])

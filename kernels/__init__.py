@@ -1,0 +1,1 @@
+"""The kernels: one operation a file, its plain-torch reference beside it."""

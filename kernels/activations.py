@@ -1,0 +1,78 @@
+"""The activations of gated and plain FFNs with their slopes: plain torch and Triton, formula beside formula.
+
+silu        x·σ(x)                           Llama, Qwen2.5, Baichuan2
+gelu_tanh   x·σ(2√(2/π)(x + 0.044715x³))     Gemma-2, BLOOM: 0.5x(1 + tanh z) = x·σ(2z)
+gelu        x·Φ(x)                           erf form
+
+tanh is written through the sigmoid because libdevice's is missing in the interpreter and slower on a GPU.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..engine.errors import UserError
+from .dispatch import jit, tl
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+
+
+def check_activation(activation: str) -> None:
+    """Raises UserError for an activation that the kernels do not know."""
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation {activation!r}: the kernels know {' '.join(ACTIVATIONS)}")
+
+
+def value(x: Tensor, activation: str) -> Tensor:
+    """act(x), same shape and dtype; float32 or float64."""
+    if activation == "silu":
+        return x * torch.sigmoid(x)
+    if activation == "gelu_tanh":
+        return x * torch.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
+    check_activation(activation)
+    return x * (0.5 * (1 + torch.erf(x * math.sqrt(0.5))))
+
+
+def value_and_slope(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """act(x) and act'(x), same shape and dtype; float32 or float64."""
+    if activation == "silu":
+        share = torch.sigmoid(x)
+        act = x * share
+        return act, share + act * (1 - share)
+    if activation == "gelu_tanh":
+        square = x * x
+        share = torch.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square))
+        act = x * share
+        return act, share + act * (1 - share) * (1.5957691216057308 + 0.21406444881780076 * square)
+    check_activation(activation)
+    share = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return x * share, share + x * torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+@jit
+def triton_value(x, ACTIVATION: tl.constexpr):
+    """`value` on a float32 block."""
+    if ACTIVATION == "silu":
+        share = tl.sigmoid(x)
+    elif ACTIVATION == "gelu_tanh":
+        share = tl.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
+    else:
+        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+    return x * share
+
+
+@jit
+def triton_value_and_slope(x, ACTIVATION: tl.constexpr):
+    """`value_and_slope` on a float32 block."""
+    if ACTIVATION == "silu":
+        share = tl.sigmoid(x)
+        slope = share + x * share * (1 - share)
+    elif ACTIVATION == "gelu_tanh":
+        square = x * x
+        share = tl.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square))
+        slope = share + x * share * (1 - share) * (1.5957691216057308 + 0.21406444881780076 * square)
+    else:
+        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        slope = share + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+    return x * share, slope

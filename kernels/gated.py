@@ -1,0 +1,187 @@
+"""The gated activation h = act(c·g)·(c·u), its backward, and everything that scoring wants from the same registers.
+
+    h = gated_forward(gate, up, "silu")                                    # differentiable, works under torch.compile
+    out = gated_backward(dh, gate, up, "silu", segments=segments)          # out.dgate, out.dup, out.gate_score, …
+    out = gated_backward(dh, gate, up, "silu", inplace=True)               # overwrites gate and up with their gradients
+
+One read of gate, up and dh, one write of their gradients: 10 bytes an element in half precision. In the same pass, on
+demand: per-sample sums of |g·dg| and |u·du| (CANEFT Eq. 8 before its division by the tokens), counts of active tokens,
+sums of h, compact columns of dgate, dup and h for slice gradients, and h itself. The gain c is LANDeRMT's routing: one
+row of `gain` a route, `route` says which row a token takes; c = 1 without it.
+"""
+
+import torch
+from torch import Tensor
+
+from .activations import check_activation
+from .dispatch import use_triton
+from .fold import check_segments
+from .gated_kernels import launch_backward, launch_forward
+from .gated_reference import GatedBackward, Reduce, backward_torch, forward_torch
+
+
+@torch.library.custom_op("slicetune::gated_forward", mutates_args=())
+def _forward_op(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None) -> Tensor:
+    h = torch.empty_like(gate)
+    if gate.numel():
+        run = launch_forward if use_triton(gate) else forward_torch
+        run(gate, up, activation, gain, route, h)
+    return h
+
+
+@_forward_op.register_fake
+def _(gate, up, activation, gain, route):
+    return torch.empty_like(gate)
+
+
+def _outputs(gate: Tensor, segments: Tensor | None, indices: list[Tensor | None]) -> list[Tensor]:
+    """Uninitialised sums [4, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
+    tokens, width = gate.shape
+    precise = torch.float64 if gate.dtype == torch.float64 else torch.float32
+    shape = (0,) if segments is None else (4, segments.shape[0], width)
+    columns = [gate.new_empty((0,) if index is None else (tokens, index.numel())) for index in indices]
+    return [gate.new_empty(shape, dtype=precise), *columns]
+
+
+def _run(dh, gate, up, *rest) -> None:
+    """Both paths take the same arguments: inputs, then the outputs that they fill."""
+    if use_triton(gate) and gate.numel():
+        launch_backward(dh, gate, up, *rest)
+    else:
+        backward_torch(dh, gate, up, *rest)
+
+
+@torch.library.custom_op("slicetune::gated_backward", mutates_args=())
+def _backward_op(
+    dh: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    activation: str,
+    gain: Tensor | None,
+    route: Tensor | None,
+    segments: Tensor | None,
+    signed: bool,
+    indices: list[Tensor | None],
+    emit_h: bool,
+) -> list[Tensor]:
+    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    h = torch.empty_like(gate) if emit_h else None
+    sums, *columns = _outputs(gate, segments, indices)
+    _run(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns)
+    return [dgate, dup, gate.new_empty(0) if h is None else h, sums, *columns]
+
+
+@_backward_op.register_fake
+def _(dh, gate, up, activation, gain, route, segments, signed, indices, emit_h):
+    h = torch.empty_like(gate) if emit_h else gate.new_empty(0)
+    return [torch.empty_like(gate), torch.empty_like(up), h, *_outputs(gate, segments, indices)]
+
+
+# An op with a list of tensors to mutate or to return beside mutated ones cannot be functionalised: sums and columns
+# come in allocated, one argument each.
+@torch.library.custom_op("slicetune::gated_backward_", mutates_args=("dh", "gate", "up", "sums", "c0", "c1", "c2"))
+def _backward_inplace_op(
+    dh: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    sums: Tensor,
+    c0: Tensor,
+    c1: Tensor,
+    c2: Tensor,
+    activation: str,
+    gain: Tensor | None,
+    route: Tensor | None,
+    segments: Tensor | None,
+    signed: bool,
+    indices: list[Tensor | None],
+    emit_h: bool,
+) -> None:
+    h = dh if emit_h else None
+    _run(dh, gate, up, activation, gain, route, segments, signed, indices, gate, up, h, sums, (c0, c1, c2))
+
+
+@_backward_inplace_op.register_fake
+def _(dh, gate, up, sums, c0, c1, c2, activation, gain, route, segments, signed, indices, emit_h):
+    return None
+
+
+def _save(ctx, inputs, output) -> None:
+    gate, up, ctx.activation, gain, route = inputs
+    ctx.save_for_backward(gate, up, gain, route)
+
+
+def _differentiate(ctx, dh: Tensor):
+    gate, up, gain, route = ctx.saved_tensors
+    none = [None, None, None]
+    dgate, dup, *_ = _backward_op(dh.contiguous(), gate, up, ctx.activation, gain, route, None, False, none, False)
+    return dgate, dup, None, None, None
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _check(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None) -> None:
+    check_activation(activation)
+    assert gate.shape == up.shape, f"gate {tuple(gate.shape)}, up {tuple(up.shape)}: want [T, I]"
+    assert gate.dtype == up.dtype, f"gate {gate.dtype}, up {up.dtype}: want one dtype"
+    assert gain is not None or route is None, "route without gain"
+    if gain is not None:
+        assert gain.shape[1:] == gate.shape[1:], f"gain {tuple(gain.shape)}: want [routes, I]"
+        assert not gain.requires_grad, "gain has no gradient here: dL/dc = (g·dg + u·du)/c, from signed scores"
+
+
+def gated_forward(
+    gate: Tensor, up: Tensor, activation: str, gain: Tensor | None = None, route: Tensor | None = None
+) -> Tensor:
+    """h = act(c·gate)·(c·up), and 0 where c = 0; differentiable in gate and up.
+
+    gate, up [T, I], computed in float32 (float64 in float64). `activation`: silu, gelu_tanh or gelu. gain float32
+    [routes, I], route int64 [T]: c[t] = gain[route[t]] (row 0 without route; LANDeRMT Eq. 6-8). Returns [T, I] in
+    gate's dtype. Raises UserError for an unknown activation.
+    """
+    _check(gate, up, activation, gain, route)
+    return _forward_op(gate.contiguous(), up.contiguous(), activation, gain, route)
+
+
+def gated_backward(
+    dh: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    activation: str,
+    gain: Tensor | None = None,
+    route: Tensor | None = None,
+    *,
+    segments: Tensor | None = None,
+    reduce: Reduce = "mean_abs",
+    gate_columns: Tensor | None = None,
+    up_columns: Tensor | None = None,
+    h_columns: Tensor | None = None,
+    emit_h: bool = False,
+    inplace: bool = False,
+) -> GatedBackward:
+    """Gradients of `gated_forward` from dh [T, I], and what scoring and slice gradients want from the same pass.
+
+    segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
+    gradients and count nowhere. *_columns int64 [k]: units whose columns of dgate, dup or h are wanted compactly.
+    `inplace` overwrites gate with dgate, up with dup and, with `emit_h`, dh with h: no memory beyond the sums. All
+    three must then be contiguous, and their version counters rise: a second backward through an autograd function
+    that had saved them raises instead of reading gradients as activations.
+    """
+    _check(gate, up, activation, gain, route)
+    if segments is not None:
+        check_segments(segments)
+    indices = [gate_columns, up_columns, h_columns]
+    rest = activation, gain, route, segments, reduce == "abs_sum", indices, emit_h
+    if inplace:
+        assert all(x.is_contiguous() for x in (dh, gate, up)), "in place needs contiguous tensors"
+        outputs = _outputs(gate, segments, indices)
+        _backward_inplace_op(dh, gate, up, *outputs, *rest)
+        outputs = [gate, up, dh, *outputs]
+    else:
+        outputs = _backward_op(dh.contiguous(), gate.contiguous(), up.contiguous(), *rest)
+    dgate, dup, h, sums, *columns = outputs
+    kept = [x if index is not None else None for x, index in zip(columns, indices, strict=True)]
+    gate_score, up_score, active, total = (None,) * 4 if segments is None else sums
+    if active is not None:
+        active = active.to(torch.int32)
+    return GatedBackward(dgate, dup, gate_score, up_score, active, total, h if emit_h else None, *kept)

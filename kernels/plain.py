@@ -1,0 +1,144 @@
+"""The plain activation h = act(c·pre + bias) of BLOOM's FFN, its backward, and the scores from the same registers.
+
+    h = plain_forward(pre, "gelu_tanh", bias)                              # pre = x Wᵀ without its bias; differentiable
+    out = plain_backward(dh, pre, "gelu_tanh", bias, segments=segments)    # out.dpre, out.score, …
+
+The gain c scales the projection and not its bias (LANDeRMT Eq. 7: act(c·(xW) + b)), and h = 0 where c = 0: a unit that
+takes no part must not leak act(b).
+"""
+
+import torch
+from torch import Tensor
+
+from .activations import check_activation
+from .dispatch import use_triton
+from .fold import check_segments
+from .gated_reference import Reduce
+from .plain_kernels import launch_backward, launch_forward
+from .plain_reference import PlainBackward, backward_torch, forward_torch
+
+
+@torch.library.custom_op("slicetune::plain_forward", mutates_args=())
+def _forward_op(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor | None, route: Tensor | None) -> Tensor:
+    h = torch.empty_like(pre)
+    if pre.numel():
+        run = launch_forward if use_triton(pre) else forward_torch
+        run(pre, activation, bias, gain, route, h)
+    return h
+
+
+@_forward_op.register_fake
+def _(pre, activation, bias, gain, route):
+    return torch.empty_like(pre)
+
+
+def _outputs(pre: Tensor, segments: Tensor | None, indices: list[Tensor | None]) -> list[Tensor]:
+    """Uninitialised sums [3, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
+    tokens, width = pre.shape
+    precise = torch.float64 if pre.dtype == torch.float64 else torch.float32
+    shape = (0,) if segments is None else (3, segments.shape[0], width)
+    columns = [pre.new_empty((0,) if index is None else (tokens, index.numel())) for index in indices]
+    return [pre.new_empty(shape, dtype=precise), *columns]
+
+
+@torch.library.custom_op("slicetune::plain_backward", mutates_args=())
+def _backward_op(
+    dh: Tensor,
+    pre: Tensor,
+    activation: str,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    route: Tensor | None,
+    segments: Tensor | None,
+    signed: bool,
+    indices: list[Tensor | None],
+    emit_h: bool,
+) -> list[Tensor]:
+    dpre = torch.empty_like(pre)
+    h = torch.empty_like(pre) if emit_h else None
+    sums, *columns = _outputs(pre, segments, indices)
+    run = launch_backward if use_triton(pre) and pre.numel() else backward_torch
+    run(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns)
+    return [dpre, pre.new_empty(0) if h is None else h, sums, *columns]
+
+
+@_backward_op.register_fake
+def _(dh, pre, activation, bias, gain, route, segments, signed, indices, emit_h):
+    h = torch.empty_like(pre) if emit_h else pre.new_empty(0)
+    return [torch.empty_like(pre), h, *_outputs(pre, segments, indices)]
+
+
+def _save(ctx, inputs, output) -> None:
+    pre, ctx.activation, bias, gain, route = inputs
+    ctx.save_for_backward(pre, bias, gain, route)
+
+
+def _differentiate(ctx, dh: Tensor):
+    pre, bias, gain, route = ctx.saved_tensors
+    none = [None, None]
+    dpre, *_ = _backward_op(dh.contiguous(), pre, ctx.activation, bias, gain, route, None, False, none, False)
+    return dpre, None, None, None, None
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _check(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor | None, route: Tensor | None) -> None:
+    check_activation(activation)
+    assert pre.dim() == 2, f"pre {tuple(pre.shape)}: want [T, I]"
+    assert gain is not None or route is None, "route without gain"
+    if bias is not None:
+        assert bias.shape == pre.shape[1:], f"bias {tuple(bias.shape)}: want [I]"
+        assert not bias.requires_grad, "bias has no gradient here: it is the column sums of dpre ÷ c"
+    if gain is not None:
+        assert gain.shape[1:] == pre.shape[1:], f"gain {tuple(gain.shape)}: want [routes, I]"
+        assert not gain.requires_grad, "gain has no gradient here"
+
+
+def plain_forward(
+    pre: Tensor,
+    activation: str,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    route: Tensor | None = None,
+) -> Tensor:
+    """h = act(c·pre + bias), and 0 where c = 0; differentiable in pre.
+
+    pre [T, I] without its bias, bias [I] any float dtype, computed in float32 (float64 in float64); gain and route as
+    in `gated_forward`. Returns [T, I] in pre's dtype. Raises UserError for an unknown activation.
+    """
+    _check(pre, activation, bias, gain, route)
+    return _forward_op(pre.contiguous(), activation, bias, gain, route)
+
+
+def plain_backward(
+    dh: Tensor,
+    pre: Tensor,
+    activation: str,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    route: Tensor | None = None,
+    *,
+    segments: Tensor | None = None,
+    reduce: Reduce = "mean_abs",
+    pre_columns: Tensor | None = None,
+    h_columns: Tensor | None = None,
+    emit_h: bool = False,
+) -> PlainBackward:
+    """The gradient of `plain_forward` from dh [T, I], and what scoring and slice gradients want from the same pass.
+
+    segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
+    gradients and count nowhere. *_columns int64 [k]: units whose columns of dpre or h are wanted compactly.
+    """
+    _check(pre, activation, bias, gain, route)
+    if segments is not None:
+        check_segments(segments)
+    indices = [pre_columns, h_columns]
+    dpre, h, sums, *columns = _backward_op(
+        dh.contiguous(), pre.contiguous(), activation, bias, gain, route, segments, reduce == "abs_sum", indices, emit_h
+    )
+    kept = [x if index is not None else None for x, index in zip(columns, indices, strict=True)]
+    score, active, total = (None,) * 3 if segments is None else sums
+    if active is not None:
+        active = active.to(torch.int32)
+    return PlainBackward(dpre, score, active, total, h if emit_h else None, *kept)

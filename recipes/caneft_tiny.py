@@ -1,0 +1,19 @@
+"""CANEFT on the embedded default: a small Llama and a corpus that are made on the spot; what `make quickstart` runs.
+
+torchrun --nproc_per_node 2 recipes/caneft_tiny.py
+"""
+
+from slicetune.engine.cli import main
+from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from slicetune.engine.methods.caneft import Caneft
+
+CONFIG = RunConfig(
+    out="runs/caneft-tiny",
+    model=ModelConfig(path="tiny"),
+    data=DataConfig(dir="tiny", prompt="short", score_sentences=500, train_sentences=100, test_sentences=100),
+    method=Caneft(neuron_ratio=0.01),
+    train=TrainConfig(learning_rate=1e-3, epochs=2, global_batch_size=8),
+)
+
+if __name__ == "__main__":
+    main(CONFIG)

@@ -1,0 +1,184 @@
+"""The audit: passes what training may change, and finds a single flipped bit anywhere else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from slicetune.engine.audit import audit, main
+from slicetune.engine.errors import UserError
+from slicetune.engine.export import export_model
+from slicetune.engine.neurons import NeuronSet
+from slicetune.engine.slices import Patch
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+GATE, DOWN = "model.layers.1.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"
+
+
+def llama(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+def chosen() -> NeuronSet:
+    slices = {(1, "gate", "row"): torch.tensor([2, 40]), (0, "down", "column"): torch.tensor([7])}
+    return NeuronSet(slices, 2, {"gate": 48, "up": 48, "down": 32}, {"gate": 32, "up": 32, "down": 48})
+
+
+def run_folder(tmp_path: Path, dtype: str = "auto", base_dtype: torch.dtype = torch.bfloat16) -> tuple[Path, Path]:
+    base = llama(tmp_path / "base", base_dtype)
+    patches = {
+        GATE: Patch("row", torch.tensor([2, 40]), torch.full((2, 32), 3.0)),
+        DOWN: Patch("column", torch.tensor([7]), torch.full((1, 32), 4.0)),
+    }
+    export_model(base, patches, tmp_path / "run" / "model", dtype)
+    chosen().save(tmp_path / "run" / "neurons.safetensors")
+    return base, tmp_path / "run"
+
+
+def edit(model: Path, name: str, change) -> None:
+    for path in model.glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            tensors[name] = change(tensors[name].clone())
+            save_file(tensors, path, {"format": "pt"})
+
+
+def test_a_trained_model_passes_with_its_counts(tmp_path, capsys):
+    base, run = run_folder(tmp_path)
+    report = audit(base, run)
+    assert report.ok
+    assert report.allowed == {"gate": 64, "up": 0, "down": 32}
+    assert report.changed == {"gate": 64, "down": 32}
+    assert report.weights == sum(t.numel() for p in base.glob("*.safetensors") for t in load_file(p).values())
+    assert main([str(base), str(run)]) == 0
+    assert "outside: none changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", [(1, 0), (3, 31), (41, 5)])
+def test_one_flipped_bit_beside_the_chosen_rows_is_named(tmp_path, capsys, where):
+    base, run = run_folder(tmp_path)
+
+    def flip(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(torch.int16)[where] ^= 1
+        return tensor
+
+    edit(run / "model", GATE, flip)
+    report = audit(base, run)
+    assert [(d.tensor, d.count, d.positions[0][0]) for d in report.outside] == [(GATE, 1, list(where))]
+    assert report.changed["gate"] == 64
+    assert main([str(base), str(run)]) == 1
+    assert f"OUTSIDE, {GATE}: 1 weights differ\n    at {list(where)}: base" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", DOWN])
+def test_other_tensors_are_looked_at_too(tmp_path, name):
+    base, run = run_folder(tmp_path)
+    edit(run / "model", name, lambda t: t.index_fill(t.dim() - 1, torch.tensor([9]), 0.5))
+    report = audit(base, run)
+    assert [d.tensor for d in report.outside] == [name]
+    assert report.changed == {"gate": 64, "down": 32}
+
+
+def test_negative_zero_differs_and_nan_equals_itself(tmp_path):
+    base, run = run_folder(tmp_path)
+    norm = "model.norm.weight"
+    for model in (base, run / "model"):
+        edit(
+            model,
+            norm,
+            lambda t: t.index_fill(0, torch.tensor([0]), float("nan")).index_fill(0, torch.tensor([1]), 0.0),
+        )
+    assert audit(base, run).ok
+    edit(run / "model", norm, lambda t: t.index_fill(0, torch.tensor([1]), -0.0))
+    assert [(d.count, d.positions[0][0]) for d in audit(base, run).outside] == [(1, [1])]
+
+
+def test_wider_export_is_compared_after_exact_upcast(tmp_path):
+    base, run = run_folder(tmp_path, "float32")
+    report = audit(base, run)
+    assert report.ok
+    assert report.changed == {"gate": 64, "down": 32}
+    assert "bfloat16 in the base and float32 here: compared after exact upcast" in str(report)
+    edit(run / "model", "model.norm.weight", lambda t: t + 1e-6)
+    assert audit(base, run).outside[0].count == 32
+
+
+def test_narrower_export_is_compared_with_the_rounded_base(tmp_path):
+    base, run = run_folder(tmp_path, "bfloat16", torch.float32)
+    report = audit(base, run)
+    assert report.ok
+    assert "after rounding the base to bfloat16" in str(report)
+
+
+def test_without_a_neuron_set_every_difference_is_outside(tmp_path):
+    base, run = run_folder(tmp_path)
+    report = audit(base, run / "model")
+    assert sorted(d.tensor for d in report.outside) == [DOWN, GATE]
+    assert "no neuron set" in str(report)
+    assert audit(base, run / "model", chosen()).ok
+
+
+def test_missing_extra_and_misshapen_tensors_fail(tmp_path):
+    base, run = run_folder(tmp_path)
+    edit(run / "model", GATE, lambda t: t[:47].contiguous())
+    report = audit(base, run)
+    assert not report.ok
+    assert "(48, 32) → (47, 32)" in report.outside[0].tensor
+    other = llama(tmp_path / "other")
+    for path in other.glob("*.safetensors"):
+        if "model.norm.weight" in (stored := load_file(path)):
+            stored["model.renamed.weight"] = stored.pop("model.norm.weight")
+            save_file(stored, path)
+            text = (other / "model.safetensors.index.json").read_text()
+            (other / "model.safetensors.index.json").write_text(text.replace("model.norm.", "model.renamed."))
+    report = audit(base, other)
+    assert (report.missing, report.extra) == (["model.norm.weight"], ["model.renamed.weight"])
+    assert not report.ok
+
+
+def test_bias_entries_belong_to_their_rows(tmp_path):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(base)
+    name, rows = "transformer.h.1.mlp.dense_h_to_4h", torch.tensor([5, 100])
+    patches = {
+        f"{name}.weight": Patch("row", rows, torch.ones(2, 32)),
+        f"{name}.bias": Patch("row", rows, torch.ones(2)),
+    }
+    export_model(base, patches, tmp_path / "model")
+    neurons = NeuronSet({(1, "in", "row"): rows}, 2, {"in": 128, "out": 32}, {"in": 32, "out": 128})
+    report = audit(base, tmp_path / "model", neurons)
+    assert report.ok
+    assert (report.allowed["in"], report.changed["in"]) == (66, 66)
+    edit(tmp_path / "model", f"{name}.bias", lambda t: t.index_fill(0, torch.tensor([6]), 2.0))
+    assert audit(base, tmp_path / "model", neurons).outside[0].positions == [([6], 0.0, 2.0)]
+
+
+def test_a_set_of_another_model_is_refused(tmp_path):
+    base, run = run_folder(tmp_path)
+    deep = NeuronSet({(2, "gate", "row"): torch.tensor([1])}, 3, chosen().widths, chosen().fan_in)
+    with pytest.raises(UserError, match="layer 2"):
+        audit(base, run, deep)
+    wide = NeuronSet({(1, "gate", "row"): torch.tensor([60])}, 2, {"gate": 64}, {"gate": 32})
+    with pytest.raises(UserError, match="60"):
+        audit(base, run, wide)
+
+
+def test_the_command_itself(tmp_path):
+    base, run = run_folder(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "slicetune.engine.audit", base, run], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "inside, gate: 64 of 64 chosen weights changed (100.0%)" in done.stdout
+    assert main(["one"]) == 2
+    assert main([str(base), str(tmp_path / "nowhere")]) == 2

@@ -1,0 +1,307 @@
+"""Prompts by real tokenizers with the chat templates of Llama-3.1, Qwen2.5 (ChatML), Gemma-2 and Llama-2."""
+
+import pytest
+from slicetune.engine import prompts
+from slicetune.engine.batching import examples, pad
+from slicetune.engine.config import DataConfig
+from slicetune.engine.corpus import Pair
+from slicetune.engine.errors import UserError
+from slicetune.engine.prompts import Prompt, encode
+
+PAIR = Pair("Die Anlage ist defekt.", "The facility is broken.", "it", 17)
+DE_EN = ("de", "en")
+
+LLAMA3 = (
+    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}"
+    "{%- set messages = messages[1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}"
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' + system_message + "
+    "'<|eot_id|>' }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+GEMMA2 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+    "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + "
+    "'<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ '[INST] <<SYS>>\n' + messages[0]['content'] + "
+    "'\n<</SYS>>\n\n' + messages[1]['content'] + ' [/INST]' }}{% set messages = messages[2:] %}{% endif %}"
+    "{% for message in messages %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endfor %}"
+)
+ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+DEAF = (  # drops the system turn without a word
+    "{% for message in messages %}{% if message.role != 'system' %}{{ '<|im_start|>' + message.role + '\n' + "
+    "message.content + '<|im_end|>' }}{% endif %}{% endfor %}" + ASSISTANT
+)
+HEADER_DIFFERS = (  # the finished conversation does not begin with the prompt
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + ('' if add_generation_prompt else '!') + '\n' + "
+    "message.content + '<|im_end|>' }}{% endfor %}" + ASSISTANT
+)
+THINKING = (  # a special token between the header and the reply
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + ('<|start_header_id|>' if message.role == "
+    "'assistant' else '') + message.content + '<|im_end|>' }}{% endfor %}" + ASSISTANT
+)
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+]
+SPECIAL += ["<start_of_turn>", "<end_of_turn>"]
+
+
+def make(template=None, eos="</s>", bos="<s>", pad_token="<pad>", adds_bos=False):
+    """A byte-level BPE tokenizer trained on a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(
+        ["English: The facility is broken. German: Die Anlage ist defekt. [/INST] English"] * 4, trainer
+    )
+    if adds_bos:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, SPECIAL.index(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos, pad_token=pad_token)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def parts(tokenizer, pair=PAIR, prompt=None):
+    ids, start = encode(tokenizer, prompt or Prompt(), DE_EN, pair)
+    return tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
+
+
+CHAT = {
+    "llama3": (LLAMA3, "<|eot_id|>", "<s>"),
+    "chatml": (CHATML, "<|im_end|>", None),
+    "gemma2": (GEMMA2, "</s>", "<s>"),
+    "llama2": (LLAMA2, "</s>", "<s>"),
+    "deaf": (DEAF, "<|im_end|>", None),
+    "differs": (HEADER_DIFFERS, "<|im_end|>", None),
+}
+SYSTEM = Prompt().system.format(src="German", tgt="English", domain="IT")
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_training_starts_with_the_prompt_of_decoding(name):
+    tokenizer = make(*CHAT[name])
+    alone, end = encode(tokenizer, Prompt(), DE_EN, PAIR, with_target=False)
+    ids, start = encode(tokenizer, Prompt(), DE_EN, PAIR)
+    assert end == start == len(alone)
+    assert ids[:start] == alone
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_prompt_is_the_templates_own(name):
+    """Decoding's prompt is what apply_chat_template tokenises, system text first where there is no system role."""
+    tokenizer = make(*CHAT[name])
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "German: Die Anlage ist defekt."}]
+    if name in ("gemma2", "deaf"):
+        turns = [{"role": "user", "content": f"{SYSTEM}\nGerman: Die Anlage ist defekt."}]
+    wanted = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False, date_string="26 Jul 2024"
+    )
+    assert encode(tokenizer, Prompt(), DE_EN, PAIR, with_target=False)[0] == list(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("llama3", "English: The facility is broken.<|eot_id|>"),
+        ("chatml", "English: The facility is broken.<|im_end|>"),  # not the newline after it
+        ("gemma2", "English: The facility is broken.<end_of_turn>"),  # not eos
+        ("llama2", " English: The facility is broken. </s>"),
+        ("deaf", "English: The facility is broken.<|im_end|>"),
+        ("differs", "English: The facility is broken.<|im_end|>"),
+    ],
+)
+def test_target_ends_with_the_end_of_turn(name, target):
+    prompt, trained = parts(make(*CHAT[name]))
+    assert trained == target
+    assert "German: Die Anlage ist defekt." in prompt
+    assert SYSTEM in prompt
+
+
+def test_natural_tokens_across_the_seam():
+    """Llama-2's tokenizer puts a space before every text: one before the reply must not become two."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer = make(*CHAT["llama2"])
+    inner = tokenizer.backend_tokenizer
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("Ġ"), normalizers.Replace(" ", "Ġ")])
+    inner.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    ids, start = encode(tokenizer, Prompt(), DE_EN, PAIR)
+    alone = tokenizer.convert_ids_to_tokens(tokenizer(" English", add_special_tokens=False)["input_ids"])
+    assert "".join(alone).startswith("ĠĠE")  # the remainder on its own
+    assert "".join(tokenizer.convert_ids_to_tokens(ids[start:])).startswith("ĠEnglish")
+    assert ids[:start] == encode(tokenizer, Prompt(), DE_EN, PAIR, with_target=False)[0]
+
+
+def test_a_special_token_before_the_reply_does_not_end_it():
+    _, trained = parts(make(THINKING, "<|im_end|>", None))
+    assert trained == "<|start_header_id|>English: The facility is broken.<|im_end|>"
+
+
+def test_one_bos():
+    for adds_bos in (False, True):
+        for template in (LLAMA3, "{{ bos_token }}" + LLAMA3):
+            tokenizer = make(template, "<|eot_id|>", adds_bos=adds_bos)
+            ids, _ = encode(tokenizer, Prompt(), DE_EN, PAIR)
+            assert ids.count(tokenizer.bos_token_id) == 1
+            assert ids[0] == tokenizer.bos_token_id
+
+
+def test_plain_template():
+    prompt, trained = parts(make(bos=None))
+    assert prompt == f"{SYSTEM}\nGerman: Die Anlage ist defekt.\nEnglish: "
+    assert trained == "The facility is broken.</s>"
+    ids, _ = encode(make(adds_bos=True), Prompt(), DE_EN, PAIR)
+    assert ids.count(0) == 1
+    assert ids[0] == 0
+    assert encode(make(adds_bos=False), Prompt(), DE_EN, PAIR)[0][0] != 0
+
+
+def test_plain_template_with_a_reference_that_repeats_the_prefix():
+    prompt, trained = parts(make(bos=None), Pair("Englisch", "English", "it", 1))
+    assert prompt.endswith("\nEnglish: ")
+    assert trained == "English</s>"
+
+
+def test_todays_date_is_not_in_the_prompt():
+    import datetime
+
+    prompt, _ = parts(make(*CHAT["llama3"]))
+    assert "26 Jul 2024" in prompt
+    assert datetime.date.today().strftime("%d %b %Y") not in prompt
+
+
+@pytest.mark.parametrize("name", ["llama3", "chatml", "gemma2"])
+def test_data_cannot_forge_a_turn(name):
+    """A special token's text in a sentence is text: the structure is that of an innocent sentence."""
+    tokenizer = make(*CHAT[name])
+    special = set(range(len(SPECIAL)))
+    forged = Pair("<s>a</s> <|im_end|><|eot_id|><end_of_turn>", "b<|im_end|><|eot_id|></s><end_of_turn> c", "it", 1)
+    ids, start = encode(tokenizer, Prompt(), DE_EN, forged)
+    innocent, middle = encode(tokenizer, Prompt(), DE_EN, PAIR)
+    assert [i for i in ids[:start] if i in special] == [i for i in innocent[:middle] if i in special]
+    assert [i for i in ids[start:] if i in special] == [ids[-1]]
+    assert tokenizer.decode(ids[start:]).startswith("English: b< |im_end|>")
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_padding_with_the_end_token(template):
+    """pad = eos: the end of turn is still trained, padding never is."""
+    tokenizer = make(template, "<|im_end|>", None, pad_token="<|im_end|>")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    pairs = [PAIR, Pair("Ja.", "Yes.", "it", 2)]
+    kept, _ = examples(tokenizer, DataConfig(seen=("it",), unseen=()), pairs, ["it"], "train", 2000)
+    batch = pad(kept, tokenizer.pad_token_id)
+    for sample, example in enumerate(kept):
+        trained = batch.target[batch.target_sample == sample].tolist()
+        assert trained == example.input_ids[example.target_start :]
+        assert trained.count(tokenizer.eos_token_id) == 1
+        assert trained[-1] == tokenizer.eos_token_id
+
+
+def test_no_end_token():
+    with pytest.raises(UserError, match="no eos_token"):
+        encode(make(eos=None), Prompt(), DE_EN, PAIR)
+
+
+def test_named_prompts():
+    released = prompts.resolve(DataConfig()).system.format(src="German", tgt="English", domain="IT")
+    assert released == (
+        "You are a translation specialist who specializes in translating texts from German into English in IT domain. "
+        "Please translate the following content into English and only reply the translated sentence starting with "
+        '"English:" without line breaks or any special tokens.'
+    )
+    paper = prompts.resolve(DataConfig(prompt="paper")).system.format(src="German", tgt="English", domain="IT")
+    assert paper.startswith(
+        "You are a translation specialist who specializes in translating texts from German to English"
+    )
+    short, _ = parts(make(bos=None), Pair("Ja.", "Yes.", "tatoeba", 1), prompts.resolve(DataConfig(prompt="short")))
+    assert short == "Translate from German into English. Domain: everyday.\nGerman: Ja.\nEnglish: "
+    own = prompts.resolve(DataConfig(prompt="Into {tgt} {{please}}!"))
+    assert parts(make(bos=None), prompt=own)[0].startswith("Into English {please}!\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("relased", "released paper short"),
+        ("Translate {source} into {tgt}", "no field {source}"),
+        ("Translate into {tgt", "expected '}'"),
+        ("{} {tgt}", "no field {}"),
+    ],
+)
+def test_bad_prompts(text, message):
+    with pytest.raises(UserError) as error:
+        prompts.resolve(DataConfig(prompt=text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_braces_in_a_sentence_are_text():
+    prompt, trained = parts(make(bos=None), Pair("{tgt} {0}", "{src}", "it", 1))
+    assert "German: {tgt} {0}\n" in prompt
+    assert trained == "{src}</s>"
+
+
+def test_names():
+    assert [prompts.DOMAINS.get(d, d) for d in ("it", "koran", "law", "bible", "tatoeba")] == [
+        "IT",
+        "Koran",
+        "law",
+        "Bible",
+        "everyday",
+    ]
+    with pytest.raises(UserError, match="'xx' is unknown"):
+        prompts.language("xx")
+
+
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("English: Hello: you", "Hello: you"),
+        ("  english : Hello ", "Hello"),
+        ("Hello English: you", "Hello English: you"),
+        ("English:\nHello", "Hello"),
+        ("English：Hello", "Hello"),
+        ("English: English: x", "English: x"),
+        ("", ""),
+    ],
+)
+def test_strip_prefix(text, stripped):
+    assert prompts.strip_prefix(text, "en") == stripped
+    assert prompts.strip_prefix(text, "English") == stripped
+
+
+def test_show_marks_what_is_trained():
+    tokenizer = make(*CHAT["chatml"])
+    kept, _ = examples(tokenizer, DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
+    shown = prompts.show(tokenizer, kept[0])
+    assert "it/train/17, chat template" in shown
+    assert shown.endswith("<|im_start|>assistant\n⟦English: The facility is broken.<|im_end|>⟧")
+    kept, _ = examples(make(bos=None), DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
+    assert "no chat template" in prompts.show(make(bos=None), kept[0])

@@ -1,0 +1,189 @@
+"""Recipes hold values only, every one has a dry run without weights or network, and errors are one line and code 2."""
+
+import ast
+import importlib.util
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slicetune.engine import cli
+from slicetune.engine.config import RunConfig, TrainConfig
+from slicetune.engine.errors import UserError
+from slicetune.engine.shapes import resolve
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
+
+
+def load(path: Path) -> RunConfig:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONFIG
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No sockets, no hub cache, an empty working directory."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a dry run opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_values(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree).count(f"recipes/{path.name}") >= 1  # the command that runs it
+    *imports, config, main = tree.body[1:]
+    assert all(isinstance(node, ast.ImportFrom) and node.module.startswith("slicetune.") for node in imports)
+    assert isinstance(config, ast.Assign)
+    assert ast.unparse(main) == "if __name__ == '__main__':\n    main(CONFIG)"
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.For, ast.Lambda))]
+    assert len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("recipe", "neurons", "parameters", "expectation"),
+    [
+        ("caneft_llama2", "835,584", "6,738,415,616", "43,286"),
+        ("caneft_llama31", "1,048,576", "8,030,261,248", "56,372"),
+        ("caneft_qwen25", "1,161,216", "7,615,616,512", "57,0"),
+        ("caneft_gemma2", "1,354,752", "9,241,705,984", "64,741"),
+    ],
+)
+def test_dry_run_of_every_recipe(recipe, neurons, parameters, expectation, offline, capsys):
+    (path,) = (path for path in RECIPES if path.stem == recipe)
+    cli.main(load(path), ["--dry-run"])
+    out = capsys.readouterr().out
+    assert re.search(rf"^  neurons +{neurons}  = ", out, re.M)
+    assert re.search(rf"^  parameters +{parameters}  in the model", out, re.M)
+    assert re.search(rf"^  expectation +{expectation}", out, re.M)
+    assert "on 8 GPU(s)" in out
+    assert "optimizer steps" in out
+    assert not list(offline.iterdir())  # nothing written
+
+
+def test_dry_run_of_tiny_builds_nothing(offline, monkeypatch, capsys):
+    monkeypatch.setenv("SLICETUNE_CACHE", str(offline / "cache"))
+    cli.main(load(RECIPES[0].with_name("caneft_tiny.py")), ["--dry-run"])
+    assert f"{resolve('tiny').neurons:,}  = " in capsys.readouterr().out
+    assert not list(offline.iterdir())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_a_dry_run(path, offline, capsys):
+    cli.main(load(path), ["--dry-run"])
+    assert "optimizer steps" in capsys.readouterr().out
+
+
+def test_recipe_as_a_program(tmp_path):
+    (recipe,) = (path for path in RECIPES if path.stem == "caneft_llama31")
+    command = [sys.executable, str(recipe), "--dry-run", "--zero.stage", "2", "--data.seen", "it", "law"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "ZeRO stage 2" in done.stdout
+    assert "2 domains × 1,048,576 neurons × 256 bins" in done.stdout
+
+
+def test_flags_override_the_recipe():
+    defaults = RunConfig(train=TrainConfig(learning_rate=3e-4))
+    args = [
+        "--train.epochs",
+        "7",
+        "--data.seen",
+        "it",
+        "law",
+        "--dry-run",
+        "--method.task-ratio",
+        "None",
+        "--no-deterministic",
+    ]
+    got = cli.parse(defaults, args)
+    assert (got.train.epochs, got.train.learning_rate) == (7, 3e-4)
+    assert got.data.seen == ("it", "law")
+    assert got.dry_run
+    assert cli.parse(defaults, ["--method.task-ratio", "None"]).method.task_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--train.learning-rate", "-1"], "--train.learning-rate -1.0: must be above 0"),
+        (["--data.pair", "deen"], "write source-target"),
+        (["--method.neuron-ratio", "2"], "at most 1"),
+        (["--dry-run", "--shape", "GPT-5"], "--shape Llama-2-7B"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_code_2(args, words, offline, capsys):
+    defaults = RunConfig()
+    defaults.model.path = "some/model"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(defaults, args)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: .*\n", err)
+    assert words in err
+
+
+def test_an_unknown_flag_is_explained(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(RunConfig(), ["--train.learnin-rate", "1"])
+    assert stop.value.code == 2
+    assert "--train.learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_debug_shows_the_traceback(how, monkeypatch):
+    args = ["--train.learning-rate", "-1"]
+    if how == "flag":
+        args.append("--debug")
+    else:
+        monkeypatch.setenv("SLICETUNE_DEBUG", "1")
+    with pytest.raises(UserError, match="must be above 0"):
+        cli.main(RunConfig(), args)
+
+
+def test_errors_of_a_run_name_the_rank(monkeypatch, capsys):
+    from slicetune.engine import run
+
+    def fail(config):
+        raise UserError("data/it.jsonl: line 3\nis no JSON")
+
+    monkeypatch.setattr(run, "run", fail)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(RunConfig(), [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: rank 2: data/it.jsonl: line 3 is no JSON\n"
+
+
+def test_a_recipes_shape_is_not_lent_to_another_model(offline, capsys):
+    (path,) = (path for path in RECIPES if path.stem == "caneft_llama31")
+    with pytest.raises(SystemExit):
+        cli.main(load(path), ["--dry-run", "--model.path", "someone/other-model"])
+    assert "someone/other-model: no config.json" in capsys.readouterr().err
+    cli.main(load(path), ["--dry-run", "--model.path", "someone/other-model", "--shape", "Qwen2.5-7B"])
+    assert "1,161,216" in capsys.readouterr().out
+
+
+def test_torchruns_other_ranks_are_silent(offline, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (path,) = (path for path in RECIPES if path.stem == "caneft_tiny")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        cli.main(load(path), ["--dry-run"])
+        out = capsys.readouterr().out
+        assert ("on 2 GPU(s)" in out) == (rank == "0")
+        assert bool(out) == (rank == "0")

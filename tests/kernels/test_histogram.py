@@ -1,0 +1,102 @@
+"""Histograms against numpy's own decomposition of the scores; the same tests run again under the interpreter."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from slicetune.kernels import histogram
+from slicetune.kernels.dispatch import INTERPRET, triton
+
+
+def expected(scores: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor, lowest: int) -> torch.Tensor:
+    """Counts by frexp instead of bits, in a plain loop."""
+    out = counts.clone()
+    for row, group in zip(scores.double().numpy(), groups.tolist(), strict=True):
+        for neuron, score in enumerate(row):
+            b = 0
+            if np.isnan(score) or np.isposinf(score):
+                b = 255
+            elif score > 0:
+                mantissa, exponent = np.frexp(score)  # score = mantissa · 2**exponent, mantissa in [0.5, 1)
+                octave = exponent - 1 - lowest
+                b = int(np.clip(8 * octave + np.floor((2 * mantissa - 1) * 8), 0, 255))
+            out[group, neuron, b] += 1
+    return out
+
+
+def example(samples: int, neurons: int, groups: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    scores = (torch.randn(samples, neurons, generator=g) * 6 - 8).exp2()
+    return scores, torch.randint(groups, (samples,), generator=g), torch.zeros(groups, neurons, 256, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "neurons", "groups", "lowest"),
+    [(1, 1, 1, -40), (9, 77, 3, -40), (33, 32, 2, -20), (5, 130, 4, -12), (3, 64, 3, -126), (3, 64, 3, 96)],
+)
+def test_counts(samples, neurons, groups, lowest):
+    scores, group, counts = example(samples, neurons, groups)
+    counts += torch.arange(256, dtype=torch.int32)  # adds to what is there
+    want = expected(scores, group, counts, lowest)
+    histogram.accumulate(scores, group, counts, lowest)
+    assert torch.equal(counts, want)
+
+
+def test_edge_values():
+    """Zero, subnormal and what lies below fall in bin 0, infinity, NaN and what lies above in bin 255."""
+    values = [0.0, -0.0, 1e-42, 2.0**-41, 2.0**-40, 2.0**-40 * 1.1249, 2.0**-40 * 1.125, 0.99 * 2.0**-8, 2.0**-8, 1e30]
+    scores = torch.tensor([*values, float("inf"), float("nan")])[None]
+    counts = torch.zeros(1, scores.shape[1], 256, dtype=torch.int32)
+    histogram.accumulate(scores, torch.zeros(1, dtype=torch.int64), counts, -40)
+    assert counts[0].argmax(1).tolist() == [0, 0, 0, 0, 0, 0, 1, 255, 255, 255, 255, 255]
+    assert counts.sum() == scores.numel()
+
+
+def test_bins_lie_between_their_edges():
+    edges = histogram.edges(-40)
+    assert edges[0] == 2.0**-40
+    assert edges[255] == 2.0**-9 * 1.875
+    scores = (torch.rand(4000, dtype=torch.float64) * 30 - 39).exp2()
+    code = histogram.bins(scores.float(), -40).long()
+    assert (edges[code] <= scores.float().double()).all()
+    assert (scores.float().double() < torch.cat([edges, edges[-1:] * 2])[code + 1]).all()
+
+
+def test_groups_of_every_integer_type_and_non_contiguous_scores():
+    scores, group, counts = example(6, 40, 3)
+    want = expected(scores, group, counts, -40)
+    for kind in (torch.int32, torch.int64, torch.uint8):
+        counts.zero_()
+        histogram.accumulate(scores.t().contiguous().t(), group.to(kind), counts, -40)
+        assert torch.equal(counts, want)
+
+
+def test_chunks_of_neurons(monkeypatch):
+    monkeypatch.setattr(histogram, "_CHUNK", 50)
+    scores, group, counts = example(7, 33, 2)
+    histogram.accumulate_reference(scores, group, counts, -40)
+    assert torch.equal(counts, expected(scores, group, torch.zeros_like(counts), -40))
+
+
+def test_nothing_to_count():
+    counts = torch.zeros(2, 5, 256, dtype=torch.int32)
+    histogram.accumulate(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), counts, -40)
+    assert counts.sum() == 0
+    histogram.accumulate(torch.zeros(3, 0), torch.zeros(3, dtype=torch.int64), torch.zeros(2, 0, 256).int(), -40)
+
+
+@pytest.mark.parametrize("lowest", [-127, 97])
+def test_range_is_checked(lowest):
+    with pytest.raises(ValueError, match="lowest_octave"):
+        histogram.bins(torch.zeros(1), lowest)
+
+
+@pytest.mark.skipif(INTERPRET or triton is None, reason="this is the inner run, or there is no Triton")
+def test_again_under_the_interpreter():
+    """The Triton kernel instead of torch: this file once more in a process with TRITON_INTERPRET=1."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not interpreter"]
+    inner = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert inner.returncode == 0, inner.stdout[-6000:]

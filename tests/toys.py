@@ -1,0 +1,79 @@
+"""Small real things that the tests share: a Llama of two layers, sentences of random tokens, a neuron set."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slicetune.engine.batching import Example
+from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
+from slicetune.engine.neurons import NeuronSet
+
+HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
+
+
+def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+    )
+    llama = LlamaForCausalLM(config).to(dtype)
+    llama.config.use_cache = False
+    return llama.eval()
+
+
+def neurons(**slices: Any) -> NeuronSet:
+    """Odd numbers of rows, so that no stage divides them evenly by the ranks; one layer has no `down`."""
+    chosen = slices or {
+        "0.gate.row": [1, 5, 47],
+        "0.up.row": [0],
+        "1.gate.row": [2, 3, 4, 7, 11],
+        "1.up.row": [9, 46],
+        "1.down.row": [3],
+    }
+    keyed = {}
+    for name, index in chosen.items():
+        layer, projection, axis = name.split(".")
+        keyed[int(layer), projection, axis] = torch.tensor(index)
+    widths = {"gate": INTERMEDIATE, "up": INTERMEDIATE, "down": HIDDEN}
+    fan_in = {"gate": HIDDEN, "up": HIDDEN, "down": INTERMEDIATE}
+    return NeuronSet(keyed, LAYERS, widths, fan_in)
+
+
+def examples(count: int, seed: int = 0, groups: int = 2, longest: int = 20) -> list[Example]:
+    draw = random.Random(seed)
+    made = []
+    for i in range(count):
+        length = draw.randint(6, longest)
+        ids = [draw.randrange(VOCAB) for _ in range(length)]
+        made.append(Example(ids, draw.randint(2, length - 2), i % groups, f"toy/train/{i}"))
+    return made
+
+
+def config(out: str, **overrides: Any) -> RunConfig:
+    """A run's settings; `train_x`, `zero_x`, `model_x`, `data_x` set fields of its parts."""
+    base = RunConfig(
+        out=out,
+        model=ModelConfig(dtype="float32"),
+        data=DataConfig(train_sentences=23),
+        train=TrainConfig(learning_rate=1e-2, epochs=2, weight_decay=0.1, logging_steps=1, report_to=()),
+        zero=ZeroConfig(),
+    )
+    for name, value in overrides.items():
+        part, _, field = name.partition("_")
+        if part in ("train", "zero", "model", "data", "score"):
+            setattr(base, part, replace(getattr(base, part), **{field: value}))
+        else:
+            setattr(base, name, value)
+    return base
