@@ -46,7 +46,9 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Non
         _sync(folder.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder}: could not be written ({error.strerror}); earlier checkpoints are untouched") from error
+        raise UserError(
+            f"{folder}: could not be written ({error.strerror}); earlier checkpoints are untouched"
+        ) from error
 
 
 def fault(folder: Path) -> str | None:

@@ -129,15 +129,19 @@ def check(data: DataConfig) -> CorpusReport:
     """
     report = CorpusReport(where=data.dir, pair=data.pair, seen=tuple(data.seen))
     trained: dict[str, set[str]] = {}  # source → its translations, over all seen domains
+    scored: dict[str, int] = {}
     for domain in data.seen:
         pairs = _add(report, data, domain, "train")
         if len(pairs) < data.score_sentences:
             report.notes.append(
-                f"{domain}/train has {len(pairs)} sentences, fewer than --data.score-sentences {data.score_sentences}: "
-                "all are scored, and domains with fewer weigh less in the mutual information"
+                f"{domain}/train has {len(pairs)} sentences, fewer than --data.score-sentences {data.score_sentences}"
             )
+        scored[domain] = min(len(pairs), data.score_sentences)
         for pair in pairs:
             trained.setdefault(pair.source, set()).add(pair.target)
+    if len(set(scored.values())) > 1:
+        counts = ", ".join(f"{domain} {count}" for domain, count in scored.items())
+        report.notes.append(f"scored sentences ({counts}): a domain with fewer weighs less in the mutual information")
     for domain in data.domains:
         for split in ["dev"] * (domain in data.seen and data.dev_sentences > 0) + ["test"]:
             pairs = _add(report, data, domain, split)

@@ -58,7 +58,9 @@ def agree(value: float, operation: str = "max") -> float:
     """The maximum, minimum or sum of a number over all ranks."""
     if not dist.is_initialized() or world() == 1:
         return value
-    tensor = torch.tensor(value, dtype=torch.float64 if not torch.cuda.is_available() else torch.float32, device=device())
+    tensor = torch.tensor(
+        value, dtype=torch.float64 if not torch.cuda.is_available() else torch.float32, device=device()
+    )
     dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation.upper()))
     return float(tensor)
 

@@ -199,7 +199,7 @@ def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> li
     where = "host" if memory.counts_on_host(config, shape, gpu_memory) else "device"
     lines = [
         "Memory of one GPU while scoring",
-        *_table(config, shape, parts, memory.scoring_tokens(config)),
+        *_table(config, shape, parts, memory.scoring_tokens(config), config.data.max_length),
         f"  histogram counts: {where} ({why})",
     ]
     if _too_large(parts, gpu_memory):
@@ -219,7 +219,7 @@ def _training(
     parts = memory.training(config, shape, world, parameters, tokens)
     lines = [
         f"Memory of one GPU while training {parameters:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
-        *_table(config, shape, parts, tokens),
+        *_table(config, shape, parts, tokens, memory.training_sequence(config, shape, tokens)),
         f"  longest case: {micro} sentence(s) a forward of {config.data.max_length} tokens",
     ]
     if _too_large(parts, gpu_memory):
@@ -232,9 +232,9 @@ def _too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
     return gpu_memory is not None and memory.device_total(parts) > USABLE * gpu_memory
 
 
-def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], tokens: int) -> list[str]:
+def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], tokens: int, sequence: int) -> list[str]:
     """The parts, their sum, and what the other choice of activation checkpointing would hold."""
-    instead = memory.activations(config, shape, tokens, not config.model.activation_checkpointing)
+    instead = memory.activations(config, shape, tokens, sequence, not config.model.activation_checkpointing)
     width = max(len(part.name) for part in [*parts, instead])
 
     def row(part: memory.Part, note: str = "") -> str:

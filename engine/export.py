@@ -3,7 +3,7 @@
     export_model("models/llama", {"model.layers.0.mlp.up_proj.weight": Patch("row", index, values)}, "runs/x/model")
 
 The live model is not asked: a tensor that no patch names is copied byte for byte, so that what was not trained cannot
-have changed (audit.py proves it afterwards). Memory holds one tensor at a time.
+have changed (audit.py proves it afterwards). Memory holds one tensor and its patched copy at a time.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class FusedFFN(nn.Module):
         super().__init__()
         self.layer, self.activation, self.names = site.layer, site.activation, site.projections
         self.tap: Tap | None = None
+        self.training = site.module.training
         for child in site.projections.values():
             setattr(self, child, getattr(site.module, child))
 
@@ -183,7 +184,9 @@ def attach(model: nn.Module, neurons: Any) -> list[nn.Parameter]:
         ffn = fused[layer]
         linear = ffn.projection(role)
         if linear.out_features != neurons.widths[role]:
-            raise UserError(f"the neuron set's {role} has {neurons.widths[role]} rows, the model's {linear.out_features}")
+            raise UserError(
+                f"the neuron set's {role} has {neurons.widths[role]} rows, the model's {linear.out_features}"
+            )
         sliced = SliceLinear(linear, **index)
         setattr(ffn, ffn.names[role], sliced)
         params += sliced.trainable()

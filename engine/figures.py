@@ -86,7 +86,7 @@ def heat_map(counts: Sequence[Sequence[int]], columns: Sequence[str], most: int 
     `most` is the count of full strength (default: the largest here), so that several maps share a scale. `numbers`
     writes the counts into the cells.
     """
-    wide, high = (64, 16) if numbers else (17, 16)
+    wide, high = (max(46, *(7 * len(name) for name in columns)) if numbers else 11), 16
     top = 22
     most = most or max((n for row in counts for n in row), default=0) or 1
     parts = []

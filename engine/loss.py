@@ -22,10 +22,20 @@ def target_losses(model: nn.Module, batch: Batch) -> Tensor:
             use_cache=False,
             logits_to_keep=batch.predict,
         ).logits[0]
-    else:
+    elif isinstance(model, nn.Module):
+        logits = _padded_logits(model, batch)
+    else:  # a DeepSpeed engine wants its own forward
         full = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         logits = full.flatten(0, 1)[batch.predict]
     return F.cross_entropy(logits.float(), batch.target, reduction="none")
+
+
+def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [L, vocabulary] at the label positions of a padded batch (`logits_to_keep` cannot name them by row)."""
+    hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    logits = model.get_output_embeddings()(hidden.last_hidden_state.flatten(0, 1)[batch.predict])
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma-2
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def sample_means(losses: Tensor, batch: Batch) -> Tensor:

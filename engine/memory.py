@@ -72,13 +72,14 @@ def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int
     return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
 
 
-def activations(config: RunConfig, shape: ModelShape, tokens: int, checkpointing: bool | None = None) -> Part:
-    """Saved activations of `tokens` tokens; with checkpointing each block's input, and one block in full.
+def activations(
+    config: RunConfig, shape: ModelShape, tokens: int, sequence: int, checkpointing: bool | None = None
+) -> Part:
+    """Saved activations of `tokens` tokens in rows of `sequence`; with checkpointing each block's input, and one block.
 
-    A packed batch is one row of `tokens`; BLOOM's is padded rows of at most --data.max-length.
+    `checkpointing` None takes the run's own choice.
     """
     width = value_bytes(config)
-    sequence = tokens if shape.gated else min(tokens, config.data.max_length)
     block = saved_per_token(shape, width, attention_path(config, shape), sequence)
     if config.model.activation_checkpointing if checkpointing is None else checkpointing:
         size = tokens * (shape.layers * shape.hidden * width + block)
@@ -102,6 +103,14 @@ def scoring_tokens(config: RunConfig) -> int:
     return max(config.score.tokens_per_batch, config.data.max_length)
 
 
+def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
+    """Tokens of a row while training, where a forward's sentences are packed into one; BLOOM's are padded.
+
+    A scoring batch has rows of a sentence each, or flash-attn, to which the row's length does not matter.
+    """
+    return tokens if shape.gated else config.data.max_length
+
+
 def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:
     """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
     width, groups, tokens = value_bytes(config), len(config.data.seen), scoring_tokens(config)
@@ -119,7 +128,7 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
             f"{groups} domains × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
             groups * (shape.neurons * 8 + units * 16),
         ),
-        activations(config, shape, tokens),
+        activations(config, shape, tokens, config.data.max_length),
         *_transient(shape, tokens, width),
     ]
 
@@ -137,7 +146,7 @@ def training(config: RunConfig, shape: ModelShape, world: int, parameters: int, 
         Part("a backward's gradients", f"{p} × {width} B", parameters * width),
         Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
         Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
-        activations(config, shape, tokens),
+        activations(config, shape, tokens, training_sequence(config, shape, tokens)),
         *_transient(shape, tokens, width),
     ]
     if stage == 3:

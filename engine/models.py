@@ -68,7 +68,9 @@ def _download(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]))
+        return Path(
+            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"])
+        )
     except Exception as error:  # the hub raises a dozen kinds; each means that the model cannot be had
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
@@ -77,13 +79,26 @@ def _download(path: str) -> Path:
         ) from None
 
 
-def attention_path(choice: str, device: torch.device) -> str:
-    """The attention implementation by transformers' name. Raises UserError if flash-attn is asked for and missing."""
+def attention_path(choice: str, device: torch.device, model_type: str) -> str:
+    """The attention implementation by transformers' name, for an architecture by its config's `model_type`.
+
+    `auto`: flash-attn where it is installed, else sdpa, else (Gemma-2's capped scores, BLOOM's ALiBi) eager. Raises
+    UserError for one that was asked for and cannot be had.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model_type {model_type!r} is not one that the installed transformers knows: upgrade it")
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
     installed = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
+    can = {"flash": installed and architecture._supports_flash_attn, "sdpa": architecture._supports_sdpa, "eager": True}
+    if choice == "auto":
+        choice = next(name for name in can if can[name])
     if choice == "flash" and not installed:
         raise UserError("--model.attention flash: flash-attn needs a GPU and `pip install slicetune[flash]`")
-    if choice == "auto":
-        choice = "flash" if installed else "sdpa"
+    if not can[choice]:
+        raise UserError(f"--model.attention {choice}: {model_type} does not support it: use auto")
     return "flash_attention_2" if choice == "flash" else choice
 
 
@@ -110,21 +125,41 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
     so it is off here; decoding turns it on for itself.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    folder = snapshot(path)
     model = AutoModelForCausalLM.from_pretrained(
-        snapshot(path),
+        folder,
         dtype=dtype or model_dtype(config.dtype, device),
-        attn_implementation=attention_path(config.attention, device),
+        attn_implementation=attention_path(config.attention, device, read_config(folder)["model_type"]),
         device_map=None if device.type == "cpu" else device,
     )
     model.config.use_cache = False
     model.eval()
     model.requires_grad_(False)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     return model
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute every block in the backward pass (transformers renamed the call in 5.20)."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def takes_position_ids(model: nn.Module) -> bool:
     """Whether packed batches work: BLOOM (ALiBi) has no position_ids, so it is padded instead."""
     return getattr(model.config, "model_type", "") != "bloom"
+
+
+def packs_long_rows(model: nn.Module) -> bool:
+    """Whether thousands of tokens go into one packed row without waste.
+
+    flash-attn skips what lies outside a sample; other attention computes the whole square of the row (4,096 tokens of
+    90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
+    """
+    return takes_position_ids(model) and model.config._attn_implementation == "flash_attention_2"

@@ -144,7 +144,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         state["exp_avg"] = torch.zeros_like(p, dtype=mean, memory_format=torch.contiguous_format)
         state["exp_avg_sq"] = torch.zeros_like(p, dtype=square, memory_format=torch.contiguous_format)
         if self.moments == "8bit":
-            blocks = -(-p.numel() // BLOCK)
+            blocks = -(-_local(p).numel() // BLOCK)
             state["exp_avg_absmax"] = torch.zeros(blocks, device=p.device)
             state["exp_avg_sq_absmax"] = torch.zeros(blocks, device=p.device)
         if self._has_master(p):
@@ -156,19 +156,21 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         state = self.state[p]
         step = int(state[_STEP].add_(1))
         weight, index, axis = getattr(p, "slice_of", (None, None, 0))
+        if hasattr(p, "to_local"):
+            weight = None  # a shard of a slice: whoever gathers it writes it back
         random = self.moments == "8bit" or not self.master
         return Slice(
-            param=p,
-            grad=p.grad.contiguous(),
-            exp_avg=state["exp_avg"],
-            exp_avg_sq=state["exp_avg_sq"],
+            param=_local(p),
+            grad=_local(p.grad).contiguous(),
+            exp_avg=_local(state["exp_avg"]),
+            exp_avg_sq=_local(state["exp_avg_sq"]),
             step=step,
             lr=float(group["lr"]),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            master=state.get("master"),
+            master=_local(state["master"]) if "master" in state else None,
             exp_avg_absmax=state.get("exp_avg_absmax"),
             exp_avg_sq_absmax=state.get("exp_avg_sq_absmax"),
             weight=weight,
@@ -194,7 +196,13 @@ def clip_factor(params, max_norm: float) -> tuple[Tensor, Tensor]:
     The gradients themselves stay as they are, and nothing waits for the device.
     """
     norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return (max_norm / (norm + 1e-6)).clamp(max=1.0).float(), norm
+
+
+def _local(t: Tensor) -> Tensor:
+    """This rank's part of a DTensor (FSDP2); any other tensor as it is."""
+    return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _check(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, moments: str) -> None:

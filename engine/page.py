@@ -20,7 +20,7 @@ p { margin: .5rem 0; max-width: 44rem; }
 .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
 code, pre { font: .86em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 pre { background: var(--tint); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; overflow-wrap: normal; }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .8rem 1.2rem;
+dl.facts { display: flex; flex-wrap: wrap; gap: .8rem 2.4rem;
   margin: 1.6rem 0 0; padding: 1rem 0; border: solid var(--line); border-width: 1px 0; }
 dl.facts dt { color: var(--soft); font-size: .85rem; }
 dl.facts dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; }

@@ -68,13 +68,22 @@ class Run:
         c = self.config
         if distributed.rank() == 0:
             write_atomically(self.out / "config.json", json.dumps(as_dict(c), indent=1))
-        data = {k: v for k, v in as_dict(c.data).items() if k in ("pair", "seen", "prompt", "score_sentences", "max_length")}
-        source = {"model": fingerprint_model(self.base), "corpus": self.report.fingerprint, "data": data, "seed": c.seed}
+        data = {
+            k: v for k, v in as_dict(c.data).items() if k in ("pair", "seen", "prompt", "score_sentences", "max_length")
+        }
+        source = {
+            "model": fingerprint_model(self.base),
+            "corpus": self.report.fingerprint,
+            "data": data,
+            "seed": c.seed,
+        }
         scoring = {k: v for k, v in as_dict(c.score).items() if k not in ("tokens_per_batch", "counts")}
         self.stages.do("score", source | {"score": scoring}, self.out / "statistics.safetensors", self.score)
         self.stages.do("select", {"method": as_dict(c.method)}, self.out / "neurons.safetensors", self.select)
         sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
-        self.stages.do("train", {"train": _lasting(c) | sentences}, self.out / "checkpoints" / "chosen.json", self.train)
+        self.stages.do(
+            "train", {"train": _lasting(c) | sentences}, self.out / "checkpoints" / "chosen.json", self.train
+        )
         self.stages.do("export", {"dtype": c.evaluate.dtype}, self.out / "model", self.export)
         decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype")}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
@@ -91,7 +100,9 @@ class Run:
 
     def _capabilities(self) -> str:
         dtype = str(models.model_dtype(self.config.model.dtype, self.device)).removeprefix("torch.")
-        attention = models.attention_path(self.config.model.attention, self.device)
+        attention = models.attention_path(
+            self.config.model.attention, self.device, models.read_config(self.base)["model_type"]
+        )
         return (
             f"{distributed.world()} rank(s) on {self.device.type}, torch {torch.__version__}, {dtype}, attention "
             f"{attention}, ZeRO stage {self.config.zero.stage}; {self.shape.name}: {self.shape.neurons:,} neurons, "
@@ -165,7 +176,9 @@ class Run:
     def export(self) -> None:
         if distributed.rank() != 0:
             return
-        folder = self.out / "checkpoints" / json.loads((self.out / "checkpoints" / "chosen.json").read_text())["checkpoint"]
+        folder = (
+            self.out / "checkpoints" / json.loads((self.out / "checkpoints" / "chosen.json").read_text())["checkpoint"]
+        )
         patches = slice_patches(self.base, NeuronSet.load(self.out / "neurons.safetensors"), folder)
         result = export_model(self.base, patches, self.out / "model", self.config.evaluate.dtype)
         print(summary(result), flush=True)
@@ -202,7 +215,9 @@ class Run:
         references = {d: [p.target for p in self.test(d)] for d in data.domains}
         for system in [*(["base"] if self.config.evaluate.base else []), self.name]:
             folder = self.out / "translations" / system
-            lines = {d: (folder / f"{d}.{data.target}").read_text(encoding="utf-8").split("\n")[:-1] for d in data.domains}
+            lines = {
+                d: (folder / f"{d}.{data.target}").read_text(encoding="utf-8").split("\n")[:-1] for d in data.domains
+            }
             systems[system] = score_system(lines, references, data.target, data.seen, data.unseen)
         results = {"systems": systems, "seen": list(data.seen), "unseen": list(data.unseen), "method": self.name}
         results |= self._facts()
@@ -222,7 +237,9 @@ class Run:
             "total_neurons": self.shape.neurons,
             "learning_rate": self.config.train.learning_rate,
             "tokens_per_second": rates[len(rates) // 2],
-            "peak_memory_bytes": json.loads((self.out / "checkpoints" / "chosen.json").read_text())["peak_memory_bytes"],
+            "peak_memory_bytes": json.loads((self.out / "checkpoints" / "chosen.json").read_text())[
+                "peak_memory_bytes"
+            ],
             "seconds": self.stages.seconds(),
             "ranks": distributed.world(),
         }

@@ -17,7 +17,7 @@ from .config import ScoreConfig
 from .errors import UserError
 from .ffn import fuse
 from .loss import sample_means, target_losses
-from .models import takes_position_ids
+from .models import packs_long_rows
 from .statistics import Statistics
 
 
@@ -60,20 +60,28 @@ def score(
     world: int = 1,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> None:
-    """Score `examples` on the frozen `model` and add them to `statistics`, all-reduced over ranks at the end.
+    """Score `examples` on `model`, which is frozen for it, and add them to `statistics`, all-reduced over ranks at the end.
 
     Every rank takes every world-th batch of one deterministic list, so batches, and with them the scores' bits, do
     not depend on the number of ranks. `progress` is called with the number of samples of every batch. Raises UserError
     when the loss is not finite.
     """
-    packed = takes_position_ids(model)
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.requires_grad_(False)
+    packed = packs_long_rows(model)
     device = next(model.parameters()).device
     tap = ScoreTap(statistics, config)
     fused = fuse(model)
     hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.training]
     try:
         for ffn in fused:
             ffn.tap = tap
+        for block in blocks:
+            block.training = (
+                True  # transformers checkpoints in training mode only; the block's children stay as they are
+            )
         batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
         for indices in batches[rank::world]:
             batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
@@ -84,6 +92,8 @@ def score(
         hook.remove()
         for ffn in fused:
             ffn.tap = None
+        for block in blocks:
+            block.training = False
     statistics.all_reduce()
 
 
@@ -93,7 +103,9 @@ def _loss(model: nn.Module, batch: Batch, kind: str) -> Tensor:
     loss = sample_means(losses, batch).sum() if kind == "mean" else losses.sum()
     if not torch.isfinite(loss):
         means = sample_means(losses.detach(), batch)
-        bad = [uid for uid, mean in zip(batch.uids, means.tolist(), strict=True) if not torch.isfinite(torch.tensor(mean))]
+        bad = [
+            uid for uid, mean in zip(batch.uids, means.tolist(), strict=True) if not torch.isfinite(torch.tensor(mean))
+        ]
         raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
     return loss
 

@@ -44,7 +44,7 @@ class SliceLinear(nn.Module):
         super().__init__()
         if rows is not None and columns is not None:
             raise UserError("a linear layer cannot train rows and columns at once: the weights where they cross")
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.weight.requires_grad_(False)
         if self.bias is not None:
@@ -203,7 +203,9 @@ def _checked(index: Tensor, size: int, what: str) -> Tensor:
     if index.ndim != 1 or len(index) == 0:
         raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")
     if int(index.min()) < 0 or int(index.max()) >= size:
-        raise UserError(f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}")
+        raise UserError(
+            f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}"
+        )
     if len(torch.unique(index)) != len(index):
         raise UserError(f"{what} index holds duplicates: name every {what} once")
     return index

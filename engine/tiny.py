@@ -16,9 +16,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import tiny_corpus, tiny_grammar, tiny_lexicon, tiny_pretrain
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def cache_dir() -> Path:
@@ -68,9 +72,8 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = open(target.with_name(f"{name}.lock"), "w")  # noqa: SIM115
     except OSError as error:
-        raise UserError(
-            f"cache folder {target.parent}: {error.strerror}; set SLICETUNE_CACHE to one that can be written"
-        )
+        why = f"cache folder {target.parent}: {error.strerror}; set SLICETUNE_CACHE to one that can be written"
+        raise UserError(why) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():  # another process has built it while this one waited
@@ -83,3 +86,35 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def main() -> None:
+    """Make corpus and both models; print a few translations and the BLEU of greedy decoding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"corpus  {corpus_dir()}")
+    for size in tiny_pretrain.SIZES:
+        folder = model_dir(size)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        weights = sum(weight.numel() for weight in model.parameters())
+        print(f"model   {folder}: {weights:,} parameters")
+        _show(model, AutoTokenizer.from_pretrained(folder), 0 if size == "test" else 2)
+
+
+def _show(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: int) -> None:
+    from . import corpus, evaluation, prompts, translation
+    from .config import DataConfig
+
+    data = DataConfig(prompt="short")
+    for domain in (*data.domains, tiny_grammar.GENERAL):
+        pairs = corpus.load_domain(data, domain, "test")
+        prompt = prompts.resolve(data)
+        lines = translation.translate(model, tokenizer, prompt, ("de", "en"), pairs, batch_size=50, max_new_tokens=64)
+        scores = evaluation.score_domain(lines, [pair.target for pair in pairs], "en")
+        print(f"  {domain:10} BLEU {scores['bleu']:5.1f}")
+        for pair, line in list(zip(pairs, lines, strict=True))[:samples]:
+            print(f"    {pair.source}\n      model      {line}\n      reference  {pair.target}")
+
+
+if __name__ == "__main__":
+    main()

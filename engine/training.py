@@ -23,7 +23,7 @@ from .config import RunConfig, TrainConfig
 from .errors import UserError
 from .loss import target_losses, token_weights
 from .metrics import Metrics
-from .models import takes_position_ids
+from .models import packs_long_rows, takes_position_ids
 from .zero import ZeroEngine, load_masters
 
 
@@ -65,10 +65,10 @@ def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
 
 
 class Batcher:
-    """Examples to batches on this rank's device, packed or padded as the architecture needs."""
+    """Examples to batches on this rank's device, packed or padded."""
 
-    def __init__(self, model: nn.Module, pad_id: int) -> None:
-        self.packed, self.pad_id = takes_position_ids(model), pad_id
+    def __init__(self, packed: bool, pad_id: int) -> None:
+        self.packed, self.pad_id = packed, pad_id
         self.device = distributed.device()
 
     def __call__(self, examples: Sequence[Example], weights: Sequence[float] | None = None) -> Batch:
@@ -110,7 +110,7 @@ def train(
     engine = ZeroEngine(model, config, plan.micro_batch, plan.accumulation)
     if tensors:
         engine.load_state(tensors, state["step"])
-    batcher = Batcher(model, pad_id)
+    batcher, dev_batcher = Batcher(takes_position_ids(model), pad_id), Batcher(packs_long_rows(model), pad_id)
     metrics = Metrics(out, config, plan.steps, state["step"], model)
     every = config.train.eval_steps or plan.updates_per_epoch
     save_every = config.train.save_steps or plan.updates_per_epoch
@@ -134,7 +134,7 @@ def train(
         read = sum(len(examples[i].input_ids) for i in update)
         metrics.step(done, epoch, distributed.agree(total, "sum"), engine, read, applied)
         if done % every == 0 or done == plan.steps:
-            _evaluate(engine, batcher, dev, config, state, done, metrics)
+            _evaluate(engine, dev_batcher, dev, config, state, done, metrics)
         if done % save_every == 0 or done == plan.steps or state["best_step"] == done:
             _save(engine, root, state | {"step": done}, identity, config.train)
         state["step"] = done
@@ -143,7 +143,9 @@ def train(
     return _chosen(root, state, config.train.load_best)
 
 
-def dev_loss(model: Callable[..., Any], batcher: Batcher, dev: Sequence[Example], tokens_per_batch: int = 4096) -> float:
+def dev_loss(
+    model: Callable[..., Any], batcher: Batcher, dev: Sequence[Example], tokens_per_batch: int = 4096
+) -> float:
     """Mean cross-entropy of the target tokens of `dev`, in nats a token, over all ranks (a collective)."""
     rank, world = distributed.rank(), distributed.world()
     batches = list(batches_by_tokens(dev, tokens_per_batch, batcher.packed))
@@ -181,7 +183,9 @@ def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: T
     problem = None
     if distributed.rank() == 0:
         try:
-            checkpoint.save(root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()})
+            checkpoint.save(
+                root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()}
+            )
             checkpoint.prune(root, config.save_total_limit, root / f"step-{state['best_step']}")
         except UserError as error:
             problem = str(error)

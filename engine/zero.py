@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Any
 
 import torch
@@ -49,9 +50,10 @@ class ZeroEngine:
     """
 
     def __init__(self, model: nn.Module, config: RunConfig, micro_batch: int, accumulation: int) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         import deepspeed
 
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.stage = config.zero.stage
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         train = config.train

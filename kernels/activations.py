@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..engine.errors import UserError
 from .dispatch import jit, tl
@@ -48,6 +49,20 @@ def value_and_slope(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     check_activation(activation)
     share = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
     return x * share, share + x * torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+def fused_value(x: Tensor, activation: str) -> Tensor:
+    """`value` by torch's own kernel, one pass over memory: what the CPU path runs."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def fused_pull(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """grad · act'(x) by torch's own kernel."""
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, x)
+    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 @jit

@@ -51,6 +51,8 @@ def _row(s: Slice) -> list[int]:
     if s.exp_avg_absmax is not None:
         row[5], row[6] = s.exp_avg_absmax.data_ptr(), s.exp_avg_sq_absmax.data_ptr()
     if s.weight is not None:
+        assert s.weight.stride(-1) == 1, f"weight of strides {s.weight.stride()}: elements of a row must be neighbours"
+        assert s.weight.device == s.index.device == s.param.device, "a slice and its weight are on different devices"
         # A bias is a weight whose rows have one element.
         row[7], row[8], row[10], row[11] = s.weight.data_ptr(), s.index.data_ptr(), _width(s), s.weight.stride(0)
     return row
@@ -100,6 +102,9 @@ def _launch(layout: tuple, slices: list[Slice], rows: list[list[int]], grad_scal
     warps = _warps(architecture(slices[0].param))
     with on_device(slices[0].param):
         _adamw_kernel[(tiles.shape[0],)](table, hyper, tiles, scale, **_constants(*options), num_warps=warps)
+    # A graph that saved these and is still to run backward must raise, as after torch's own in-place operations.
+    written = (t for s in slices for t in (s.param, s.weight) if t is not None)
+    torch.autograd.graph.increment_version(list(written))
 
 
 def _warps(part: str) -> int:

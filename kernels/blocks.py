@@ -17,10 +17,12 @@ def load_gain(GAIN, ROUTE, row, cols, row_mask, mask, width):
 
 
 @jit
-def store_columns(COMPACT, slot, row, mask, x, count):
-    """Scatter a block's chosen columns into [tokens, count]; slot is -1 for the others."""
-    offset = row[:, None].to(tl.int64) * count + slot[None, :]
-    tl.store(COMPACT + offset, x.to(COMPACT.dtype.element_ty), mask=mask & (slot >= 0)[None, :])
+def store_columns(COMPACT, slot, begin, row, mask, x, count):
+    """Scatter a block's chosen columns into rows begin + row of [tokens, count]; slot is -1 for the others."""
+    base = COMPACT + begin.to(tl.int64) * count
+    tl.store(
+        base + (row[:, None] * count + slot[None, :]), x.to(COMPACT.dtype.element_ty), mask=mask & (slot >= 0)[None, :]
+    )
 
 
 @jit

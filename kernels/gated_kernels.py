@@ -9,10 +9,12 @@ from .fold import OUTSIDE, fold, tile_table
 # Registers of a tile decide how many programs a multiprocessor holds, and those decide how much is in flight. Without
 # scores 8x256 in 4 warps (two 16-byte loads a thread and tensor) takes 56 registers on sm_90; with the four
 # accumulators 4x256 takes 90 where 8x256 takes 155. CDNA's warps are 64 wide: 8x256 for 16-byte accesses there.
-# 256 tokens a program: a sentence is summed by one program and needs no fold.
-FORWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(4, 4, 32, 1)}
-BACKWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(8, 4, 32, 1)}
-SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(8, 4, 32, 1)}
+# 256 tokens a program: a sentence is summed by one program and needs no fold. Compact columns need three offsets an
+# element (183 registers at 8x256 with triton 3.6), and 32 tokens a program spread the cost of reading the slots.
+FORWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(8, 8, 32, 1)}
+BACKWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
+COLUMNS = {"default": Tile(32, 4, 256, 4), "gfx942": Tile(32, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
+SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
 @jit
@@ -101,11 +103,11 @@ def _backward_kernel(
         if H is not None:
             tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
         if GSLOT is not None:
-            store_columns(GCOLS, g_slot, row, mask, dg, g_count)
+            store_columns(GCOLS, g_slot, begin, step + rows, mask, dg, g_count)
         if USLOT is not None:
-            store_columns(UCOLS, u_slot, row, mask, du, u_count)
+            store_columns(UCOLS, u_slot, begin, step + rows, mask, du, u_count)
         if HSLOT is not None:
-            store_columns(HCOLS, h_slot, row, mask, h, h_count)
+            store_columns(HCOLS, h_slot, begin, step + rows, mask, h, h_count)
         if TILES is not None:
             # Masked elements were loaded as zeros and add nothing.
             g_score += g * dg if SIGNED else tl.abs(g * dg)
@@ -139,7 +141,8 @@ def launch_forward(gate, up, activation, gain, route, h) -> None:
 
 def launch_backward(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns):
     tokens, width = gate.shape
-    tile = pinned(BACKWARD if segments is None else SCORES, gate)
+    plain = COLUMNS if any(index is not None for index in indices) else BACKWARD
+    tile = pinned(plain if segments is None else SCORES, gate)
     with on_device(gate):
         tiles = owned = partials = None
         count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
@@ -204,8 +207,8 @@ def aot() -> list[AotCase]:
         *_aot(FORWARD, "bf16", "gelu_tanh", _forward_kernel, "gain"),
         *_aot(BACKWARD, "bf16", "silu"),
         *_aot(BACKWARD, "fp32", "silu"),
-        *_aot(BACKWARD, "bf16", "silu", more="columns h", extra=columns),
-        *_aot(BACKWARD, "bf16", "gelu_tanh", more="gain columns h", extra=columns),
+        *_aot(COLUMNS, "bf16", "silu", more="columns h", extra=columns),
+        *_aot(COLUMNS, "bf16", "gelu_tanh", more="gain columns h", extra=columns),
         *_aot(SCORES, "bf16", "silu", more="scores", extra=sums),
         *_aot(SCORES, "bf16", "gelu_tanh", more="scores", extra=sums),
         *_aot(SCORES, "bf16", "gelu", more="scores", extra=sums),

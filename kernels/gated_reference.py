@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .activations import value, value_and_slope
+from .activations import fused_pull, fused_value, value, value_and_slope
 from .fold import host_tiles, segment_sums
 
 Reduce = Literal["mean_abs", "abs_sum"]
@@ -56,34 +56,13 @@ def gain_rows(gain: Tensor | None, route: Tensor | None, begin: int, end: int) -
     return gain[:1] if route is None else gain[route[begin:end]]
 
 
-def _forward_block(gate: Tensor, up: Tensor, activation: str, c: Tensor | None) -> Tensor:
-    g, u = compute(gate), compute(up)
-    if c is None:
-        return value(g, activation) * u
-    return torch.where(c == 0, 0, value(c * g, activation) * (c * u))
-
-
-def _backward_block(dh: Tensor, gate: Tensor, up: Tensor, activation: str, c: Tensor | None) -> tuple[Tensor, ...]:
-    """dg, du and h of a block in the dtype of computation.
-
-    dg = c·act'(c·g)·(c·u)·dh, du = c·act(c·g)·dh; all zero where c = 0.
-    """
-    d, g, u = compute(dh), compute(gate), compute(up)
-    if c is not None:
-        g, u = c * g, c * u
-    act, slope = value_and_slope(g, activation)
-    dg, du, h = slope * u * d, act * d, act * u
-    if c is not None:
-        off = c == 0
-        dg, du, h = ((x * scale).masked_fill(off, 0) for x, scale in ((dg, c), (du, c), (h, 1)))
-    return dg, du, h
-
-
 def gated_forward_reference(
     gate: Tensor, up: Tensor, activation: str, gain: Tensor | None = None, route: Tensor | None = None
 ) -> Tensor:
     """h [T, I] in the dtype of gate: the specification of `gated_forward`."""
-    return _forward_block(gate, up, activation, gain_rows(gain, route, 0, gate.shape[0])).to(gate.dtype)
+    g, u, c = compute(gate), compute(up), gain_rows(gain, route, 0, gate.shape[0])
+    h = value(g, activation) * u if c is None else torch.where(c == 0, 0, value(c * g, activation) * (c * u))
+    return h.to(gate.dtype)
 
 
 def gated_backward_reference(
@@ -102,15 +81,19 @@ def gated_backward_reference(
     emit_h: bool = False,
 ) -> GatedBackward:
     """The specification of `gated_backward`: the formulas over whole tensors."""
-    c = gain_rows(gain, route, 0, gate.shape[0])
-    dg, du, h = _backward_block(dh, gate, up, activation, c)
+    d, g, u, c = compute(dh), compute(gate), compute(up), gain_rows(gain, route, 0, gate.shape[0])
+    if c is None:
+        act, slope = value_and_slope(g, activation)
+        dg, du, h, on = slope * u * d, act * d, act * u, g > 0
+    else:
+        act, slope = value_and_slope(c * g, activation)
+        dg, du, h = (torch.where(c == 0, 0, x) for x in (c * slope * (c * u) * d, c * act * d, act * (c * u)))
+        on = c * g > 0
     out = GatedBackward(dg.to(gate.dtype), du.to(up.dtype), h=h.to(gate.dtype) if emit_h else None)
     if segments is not None:
         fold = torch.abs if reduce == "mean_abs" else torch.clone
-        g = compute(gate)
-        on = g > 0 if c is None else c * g > 0
         out.gate_score = segment_sums(fold(g * dg), segments)
-        out.up_score = segment_sums(fold(compute(up) * du), segments)
+        out.up_score = segment_sums(fold(u * du), segments)
         out.active = segment_sums(on.int(), segments).int()
         out.activation = segment_sums(h, segments)
     for name, x, index in (("dgate", dg, gate_columns), ("dup", du, up_columns), ("h", h, h_columns)):
@@ -120,6 +103,7 @@ def gated_backward_reference(
 
 
 def block_rows(width: int) -> int:
+    """Tokens of one block of the torch path."""
     return max(1, CPU_BLOCK // max(width, 1))
 
 
@@ -128,7 +112,21 @@ def forward_torch(
 ) -> None:
     """`gated_forward` into h."""
     for begin, end, _ in host_tiles(None, gate.shape[0], block_rows(gate.shape[1])):
-        h[begin:end] = _forward_block(gate[begin:end], up[begin:end], activation, gain_rows(gain, route, begin, end))
+        g, u, c = compute(gate[begin:end]), compute(up[begin:end]), gain_rows(gain, route, begin, end)
+        if c is None:
+            h[begin:end] = fused_value(g, activation).mul_(u)
+        else:
+            h[begin:end] = fused_value(c * g, activation).mul_(c * u).masked_fill_(c == 0, 0)
+
+
+def _backward_block(d: Tensor, g: Tensor, u: Tensor, activation: str, c: Tensor | None) -> tuple[Tensor, ...]:
+    """dg, du and act(c·g) of a block, zero where c = 0."""
+    if c is None:
+        act = fused_value(g, activation)
+        return fused_pull(u * d, g, activation), act * d, act
+    g, u, off = c * g, c * u, c == 0
+    act = fused_value(g, activation).masked_fill_(off, 0)
+    return fused_pull(u * d, g, activation).mul_(c).masked_fill_(off, 0), (c * act).mul_(d), act
 
 
 def backward_torch(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns):
@@ -138,13 +136,17 @@ def backward_torch(dh, gate, up, activation, gain, route, segments, signed, indi
         sums.zero_()
     for begin, end, sample in host_tiles(segments, tokens, block_rows(width)):
         rows = slice(begin, end)
+        g, u = compute(gate[rows]), compute(up[rows])
         c = gain_rows(gain, route, begin, end)
-        dg, du, h_rows = _backward_block(dh[rows], gate[rows], up[rows], activation, c)
+        dg, du, h_rows = _backward_block(compute(dh[rows]), g, u, activation, c)
+        if sample >= 0 or h is not None or indices[2] is not None:
+            h_rows.mul_(u) if c is None else h_rows.mul_(c * u).masked_fill_(c == 0, 0)
         if sample >= 0:
-            scores = compute(gate[rows]) * dg, compute(up[rows]) * du
-            on = gate[rows] > 0 if c is None else c * compute(gate[rows]) > 0
-            for into, x in zip(sums[:, sample], (*scores, on, h_rows), strict=True):
-                into += x.sum(0) if signed or x is on or x is h_rows else x.abs().sum(0)
+            g_score, u_score, active, total = sums[:, sample]
+            g_score += (g * dg if signed else (g * dg).abs_()).sum(0)
+            u_score += (u * du if signed else (u * du).abs_()).sum(0)
+            active += (g > 0 if c is None else c * g > 0).sum(0)
+            total += h_rows.sum(0)
         for into, x, index in zip(columns, (dg, du, h_rows), indices, strict=True):
             if index is not None:
                 into[rows] = x[:, index].to(into.dtype)

@@ -7,9 +7,10 @@ from .dispatch import Tile, jit, on_device, pinned, tl, triton
 from .fold import OUTSIDE, fold, tile_table
 
 # As in gated_kernels.py, with one tensor less to hold.
-FORWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(4, 4, 32, 1)}
-BACKWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(8, 4, 32, 1)}
-SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(8, 4, 32, 1)}
+FORWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(8, 8, 32, 1)}
+BACKWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
+COLUMNS = {"default": Tile(32, 4, 256, 4), "gfx942": Tile(32, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
+SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
 @jit
@@ -91,9 +92,9 @@ def _backward_kernel(
         if H is not None:
             tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
         if PSLOT is not None:
-            store_columns(PCOLS, p_slot, row, mask, dp, p_count)
+            store_columns(PCOLS, p_slot, begin, step + rows, mask, dp, p_count)
         if HSLOT is not None:
-            store_columns(HCOLS, h_slot, row, mask, h, h_count)
+            store_columns(HCOLS, h_slot, begin, step + rows, mask, h, h_count)
         if TILES is not None:
             score += z * dz if SIGNED else tl.abs(z * dz)
             active += tl.where(on & (z > 0), 1.0, 0.0)
@@ -124,7 +125,8 @@ def launch_forward(pre, activation, bias, gain, route, h) -> None:
 
 def launch_backward(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns):
     tokens, width = pre.shape
-    tile = pinned(BACKWARD if segments is None else SCORES, pre)
+    plain = COLUMNS if any(index is not None for index in indices) else BACKWARD
+    tile = pinned(plain if segments is None else SCORES, pre)
     with on_device(pre):
         tiles = owned = partials = None
         count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
@@ -187,7 +189,7 @@ def aot() -> list[AotCase]:
         *_aot(FORWARD, "bf16", "gelu_tanh", _forward_kernel),
         *_aot(FORWARD, "fp32", "gelu_tanh", _forward_kernel, "gain"),
         *_aot(BACKWARD, "bf16", "gelu_tanh"),
-        *_aot(BACKWARD, "bf16", "gelu_tanh", more="gain columns h", extra=columns),
+        *_aot(COLUMNS, "bf16", "gelu_tanh", more="gain columns h", extra=columns),
         *_aot(SCORES, "bf16", "gelu_tanh", more="scores", extra=sums),
         *_aot(SCORES, "fp32", "gelu_tanh", more="scores", extra=sums),
         *_aot(SCORES, "bf16", "gelu_tanh", more="scores gain columns h", extra=sums + columns),

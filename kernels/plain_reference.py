@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .activations import value, value_and_slope
+from .activations import fused_pull, fused_value, value, value_and_slope
 from .fold import host_tiles, segment_sums
 from .gated_reference import Reduce, block_rows, compute, gain_rows
 
@@ -35,22 +36,6 @@ def _inner(pre: Tensor, bias: Tensor | None, c: Tensor | None) -> Tensor:
     return z if bias is None else z + compute(bias)
 
 
-def _forward_block(pre: Tensor, activation: str, bias: Tensor | None, c: Tensor | None) -> Tensor:
-    h = value(_inner(pre, bias, c), activation)
-    return h if c is None else h.masked_fill(c == 0, 0)
-
-
-def _backward_block(dh: Tensor, pre: Tensor, activation: str, bias: Tensor | None, c: Tensor | None):
-    """dpre, z·dz, "active" and h of a block; all zero where c = 0."""
-    z = _inner(pre, bias, c)
-    h, slope = value_and_slope(z, activation)
-    dz = slope * compute(dh)
-    if c is None:
-        return dz, z * dz, z > 0, h
-    dz, h = dz.masked_fill(c == 0, 0), h.masked_fill(c == 0, 0)
-    return c * dz, z * dz, (z > 0) & (c != 0), h
-
-
 def plain_forward_reference(
     pre: Tensor,
     activation: str,
@@ -59,7 +44,9 @@ def plain_forward_reference(
     route: Tensor | None = None,
 ) -> Tensor:
     """h [T, I] in the dtype of pre: the specification of `plain_forward`."""
-    return _forward_block(pre, activation, bias, gain_rows(gain, route, 0, pre.shape[0])).to(pre.dtype)
+    c = gain_rows(gain, route, 0, pre.shape[0])
+    h = value(_inner(pre, bias, c), activation)
+    return (h if c is None else torch.where(c == 0, 0, h)).to(pre.dtype)
 
 
 def plain_backward_reference(
@@ -77,7 +64,15 @@ def plain_backward_reference(
     emit_h: bool = False,
 ) -> PlainBackward:
     """The specification of `plain_backward`: the formulas over whole tensors."""
-    dpre, score, on, h = _backward_block(dh, pre, activation, bias, gain_rows(gain, route, 0, pre.shape[0]))
+    c = gain_rows(gain, route, 0, pre.shape[0])
+    z = _inner(pre, bias, c)
+    h, slope = value_and_slope(z, activation)
+    dpre = dz = slope * compute(dh)
+    on = z > 0
+    if c is not None:
+        h, dz, on = torch.where(c == 0, 0, h), torch.where(c == 0, 0, dz), on & (c != 0)
+        dpre = c * dz
+    score = z * dz
     out = PlainBackward(dpre.to(pre.dtype), h=h.to(pre.dtype) if emit_h else None)
     if segments is not None:
         out.score = segment_sums(score.abs() if reduce == "mean_abs" else score, segments)
@@ -93,21 +88,36 @@ def plain_backward_reference(
 def forward_torch(pre, activation, bias, gain, route, h) -> None:
     """`plain_forward` into h."""
     for begin, end, _ in host_tiles(None, pre.shape[0], block_rows(pre.shape[1])):
-        h[begin:end] = _forward_block(pre[begin:end], activation, bias, gain_rows(gain, route, begin, end))
+        c = gain_rows(gain, route, begin, end)
+        block = fused_value(_inner(pre[begin:end], bias, c), activation)
+        h[begin:end] = block if c is None else block.masked_fill_(c == 0, 0)
+
+
+def _backward_block(d: Tensor, z: Tensor, activation: str, c: Tensor | None) -> tuple[Tensor, ...]:
+    """dpre, dz, h and whether the unit is active of a block."""
+    h, dz, on = fused_value(z, activation), fused_pull(d, z, activation), z > 0
+    if c is None:
+        return dz, dz, h, on
+    off = c == 0
+    dz.masked_fill_(off, 0)
+    return c * dz, dz, h.masked_fill_(off, 0), on & ~off
 
 
 def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns) -> None:
-    """Block by block; dpre and h may be pre and dh themselves."""
+    """Block by block, so that temporaries stay in cache; `sums` [3, S, I] holds scores, active counts, sums of h."""
     tokens, width = pre.shape
     if segments is not None:
         sums.zero_()
     for begin, end, sample in host_tiles(segments, tokens, block_rows(width)):
         rows = slice(begin, end)
         c = gain_rows(gain, route, begin, end)
-        dpre_rows, score, on, h_rows = _backward_block(dh[rows], pre[rows], activation, bias, c)
+        z = _inner(pre[rows], bias, c)
+        dpre_rows, dz, h_rows, on = _backward_block(compute(dh[rows]), z, activation, c)
         if sample >= 0:
-            for into, x in zip(sums[:, sample], (score if signed else score.abs(), on, h_rows), strict=True):
-                into += x.sum(0)
+            score, active, total = sums[:, sample]
+            score += (z * dz if signed else (z * dz).abs_()).sum(0)
+            active += on.sum(0)
+            total += h_rows.sum(0)
         for into, x, index in zip(columns, (dpre_rows, h_rows), indices, strict=True):
             if index is not None:
                 into[rows] = x[:, index].to(into.dtype)

@@ -49,7 +49,7 @@ def row_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
 
     dy: [tokens, out], x: [tokens, in], index: int64 [k] → float32 [k, in] (float64 for float64 inputs).
     """
-    return _selected_product(dy, x, index)
+    return _product_op(dy, x, index)
 
 
 def column_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def column_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
 
     dy: [tokens, out], x: [tokens, in], index: int64 [k] → float32 [k, out] (float64 for float64 inputs).
     """
-    return _selected_product(x, dy, index)
+    return _product_op(x, dy, index)
 
 
 def compact_gradient(columns: Tensor, other: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def compact_gradient(columns: Tensor, other: Tensor) -> Tensor:
 
     columns: [tokens, k], other: [tokens, n] → float32 [k, n]. Fastest when k is a multiple of 16.
     """
-    return _selected_product(columns, other, None)
+    return _product_op(columns, other, None)
 
 
 def selected_product_reference(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
@@ -93,7 +93,8 @@ def plan(k: int, n: int, config: Config) -> Literal["gather", "compact", "librar
     return "compact" if k <= 512 or torch.version.hip is not None else "library"
 
 
-def _selected_product(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
+@torch.library.custom_op("slicetune::slice_gradient", mutates_args=())
+def _product_op(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
     assert a.dim() == b.dim() == 2, (a.shape, b.shape)
     assert a.shape[0] == b.shape[0], (a.shape, b.shape)
     assert a.dtype == b.dtype, (a.dtype, b.dtype)
@@ -112,6 +113,12 @@ def _selected_product(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
     if way == "library":
         return torch.mm(a.t(), b, out_dtype=torch.float32)[:k]
     return _split_product(a.contiguous(), b.contiguous(), index, config)[:k]
+
+
+@_product_op.register_fake
+def _(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
+    k = a.shape[1] if index is None else index.shape[0]
+    return a.new_empty((k, b.shape[1]), dtype=torch.promote_types(a.dtype, torch.float32))
 
 
 def _select(a: Tensor, index: Tensor | None) -> Tensor:
@@ -134,14 +141,14 @@ def _product_kernel(
     if GATHER:
         columns = tl.load(index + rk, mask=in_k, other=0).to(tl.int32)
     first = tl.program_id(1) * part
-    last = tl.minimum(first + part, tokens)
+    left = tokens - first
     a_tile = rt[:, None] * stride + columns[None, :]
     b_tile = rt[:, None] * n + rn[None, :]
     a += first.to(tl.int64) * stride
     b += first.to(tl.int64) * n
     total = tl.zeros((SLICES, WIDTH), tl.float32)
-    for t in range(first, last, TOKENS):
-        inside = t + rt < last
+    for t in range(0, part, TOKENS):
+        inside = t + rt < left
         x = tl.load(a + a_tile, mask=inside[:, None] & in_k[None, :], other=0.0)
         y = tl.load(b + b_tile, mask=inside[:, None] & in_n[None, :], other=0.0)
         if UPCAST:  # the interpreter's bfloat16 products are wrong

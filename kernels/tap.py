@@ -15,7 +15,7 @@ from .fold import OUTSIDE, check_segments, fold, host_tiles, segment_sums, tile_
 from .gated_reference import Reduce, block_rows, compute
 
 # Two tensors and one accumulator leave room for two 16-byte loads a thread and tensor.
-TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(8, 4, 32, 1)}
+TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
 def tap_reference(y: Tensor, dy: Tensor, segments: Tensor, reduce: Reduce = "mean_abs") -> Tensor:

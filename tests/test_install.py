@@ -90,3 +90,14 @@ def test_constraints_pin_what_is_installed_within_the_bounds():
         (pin,) = pins[bound.name]
         assert pin.operator == "=="
         assert bound.specifier.contains(pin.version), bound.name
+
+
+def test_readme_names_every_module():
+    """The tree in README.md is kept: a module that it leaves out, or names though it is gone, is found here."""
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## ")[0]
+    named = {word.rstrip(",") for word in tree.split()}
+    hidden = ("__init__", "_reference", "_kernels")  # beside the module that they belong to
+    ours = {file for file in modules() if not file.stem.endswith(hidden)}
+    assert not [file for file in ours if not {file.name, file.stem, f"{file.parent.name}/{file.name}"} & named]
+    files = {file.name for file in modules()}
+    assert not [word for word in named if word.endswith(".py") and "{" not in word and Path(word).name not in files]

@@ -294,6 +294,11 @@ def test_shortage_is_said(tmp_path):
     report = corpus.check(config(tmp_path, score_sentences=6))
     assert "it/train has 5 sentences, fewer than --data.score-sentences 6" in str(report)
     assert not corpus.check(config(tmp_path, score_sentences=5)).notes
+    for split in ("train", "test"):
+        write(tmp_path / f"de-en/law/{split}.jsonl", "".join(record(*pair) for pair in lines(4, split)))
+    both = corpus.check(config(tmp_path, seen=("it", "law"), score_sentences=5))
+    assert "scored sentences (it 5, law 4): a domain with fewer weighs less" in str(both)
+    assert len(corpus.check(config(tmp_path, seen=("it", "law"), score_sentences=4)).notes) == 0
 
 
 def test_fingerprint_follows_what_is_trained(tmp_path):

@@ -184,8 +184,18 @@ def test_checkpointing_saves_inputs_and_one_block():
     run, tokens = config(model=ModelConfig(attention="flash")), 100
     block = memory.saved_per_token(LLAMA31_8B, 2, "flash", tokens)
     assert block == 118_912  # two fp32 norms, q k v and output, 32 log-sums, x gate up
-    assert memory.activations(run, LLAMA31_8B, tokens, False).bytes == 32 * 100 * block
-    assert memory.activations(run, LLAMA31_8B, tokens, True).bytes == 100 * (32 * 8192 + block)
+    assert memory.activations(run, LLAMA31_8B, tokens, tokens, False).bytes == 32 * 100 * block
+    assert memory.activations(run, LLAMA31_8B, tokens, tokens, True).bytes == 100 * (32 * 8192 + block)
+
+
+def test_rows_of_scores_do_not_grow_with_a_scoring_batch():
+    """Eager scoring pads sentences into rows of their own; eager training packs a forward's sentences into one row."""
+    run = config(model=ModelConfig(attention="eager"), data=DataConfig(dir="no-such-corpus", max_length=128))
+    row = memory.saved_per_token(GEMMA2_9B, 2, "eager", 128)
+    assert parts(memory.scoring(run, GEMMA2_9B))["activations, no checkpointing"] == 4096 * 42 * row
+    packed = memory.saved_per_token(GEMMA2_9B, 2, "eager", 384)
+    assert packed - row == 16 * 256 * 8
+    assert parts(memory.training(run, GEMMA2_9B, 1, 1, 384))["activations, no checkpointing"] == 384 * 42 * packed
 
 
 def test_gemma_needs_eager_or_flash():

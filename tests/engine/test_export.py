@@ -167,6 +167,26 @@ def test_mixed_dtypes_stay_aligned_and_integers_are_not_cast(tmp_path):
     assert all(torch.equal(new[k], stored[k].to(new[k].dtype)) for k in stored)
 
 
+def test_a_narrower_export_keeps_wider_integers_aligned(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    stored = {"w": torch.randn(3), "i": torch.arange(2, dtype=torch.int32)}
+    save_file(stored, base / "model.safetensors")
+    export_model(base, {}, tmp_path / "out", "bfloat16")
+    new = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(new["i"], stored["i"])
+    assert torch.equal(new["w"], stored["w"].bfloat16())
+    header = (tmp_path / "out" / "model.safetensors").read_bytes()[8:].split(b"}}")[0] + b"}}"
+    assert json.loads(header)["i"]["data_offsets"] == [0, 8]
+
+
+def test_rounding_alone_does_not_count_as_a_change(tmp_path):
+    base = llama(tmp_path / "base", torch.float32)
+    same = tensors(base)[UP][:4].clone()
+    result = export_model(base, {UP: Patch("row", torch.arange(4), same)}, tmp_path / "model", "bfloat16")
+    assert (result["patched"], result["updated"], result["changed"], result["lost"]) == (128, 0, 0, 0.0)
+
+
 def test_older_configs_name_the_dtype_in_two_places(tmp_path):
     old = {"torch_dtype": "float16", "text_config": {"torch_dtype": "float16", "x": 1}, "dtype_of_else": 3}
     new = module._with_dtype(old, "float32")
@@ -279,6 +299,8 @@ def test_names_match_by_the_longest_suffix():
     nested = ["model.language_model.layers.3.mlp.up.weight", "model.vision.blocks.3.mlp.up.weight"]
     name = "language_model.model.layers.3.mlp.up.weight"
     assert match_names([name], nested) == {name: nested[0]}
+    nested = ["vision.layers.3.mlp.up.weight", "text.model.layers.3.mlp.up.weight"]
+    assert match_names([name], nested) == {name: nested[1]}  # both reach back to `layers`; one shares `model` too
     with pytest.raises(UserError, match="no tensor"):  # the final norm is not layer 0's
         match_names(["transformer.h.0.norm.weight"], keys)
     with pytest.raises(UserError, match="no tensor"):

@@ -132,7 +132,8 @@ def test_bf16_keeps_fp32_masters_and_resumes(pool, tmp_path, stage):
 
 def test_stages_agree_in_bf16(pool, tmp_path):
     runs = [
-        pool.run("train_slices", str(tmp_path / str(s)), {"zero_stage": s, "model_dtype": "bfloat16"})[0] for s in STAGES
+        pool.run("train_slices", str(tmp_path / str(s)), {"zero_stage": s, "model_dtype": "bfloat16"})[0]
+        for s in STAGES
     ]
     assert equal(runs[0], runs[1])
     assert equal(runs[0], runs[2])

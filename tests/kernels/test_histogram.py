@@ -1,14 +1,9 @@
-"""Histograms against numpy's own decomposition of the scores; the same tests run again under the interpreter."""
-
-import os
-import subprocess
-import sys
+"""Histograms against numpy's own decomposition of the scores (kernel: test_slices_triton.py)."""
 
 import numpy as np
 import pytest
 import torch
 from slicetune.kernels import histogram
-from slicetune.kernels.dispatch import INTERPRET, triton
 
 
 def expected(scores: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor, lowest: int) -> torch.Tensor:
@@ -92,11 +87,3 @@ def test_nothing_to_count():
 def test_range_is_checked(lowest):
     with pytest.raises(ValueError, match="lowest_octave"):
         histogram.bins(torch.zeros(1), lowest)
-
-
-@pytest.mark.skipif(INTERPRET or triton is None, reason="this is the inner run, or there is no Triton")
-def test_again_under_the_interpreter():
-    """The Triton kernel instead of torch: this file once more in a process with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not interpreter"]
-    inner = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert inner.returncode == 0, inner.stdout[-6000:]

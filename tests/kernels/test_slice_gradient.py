@@ -1,13 +1,9 @@
-"""Slice gradients against the whole weight's gradient in float64; the same tests run again under the interpreter."""
-
-import os
-import subprocess
-import sys
+"""Slice gradients against the whole weight's gradient in float64 (kernel: test_slices_triton.py)."""
 
 import pytest
 import torch
 from slicetune.kernels import slice_gradient
-from slicetune.kernels.dispatch import INTERPRET, triton
+from slicetune.kernels.dispatch import INTERPRET
 from slicetune.kernels.slice_gradient import CONFIGS, column_gradient, compact_gradient, plan, row_gradient
 
 # Inputs are exact in their own type and products are summed in float32, so a half-precision input costs nothing.
@@ -91,6 +87,13 @@ def test_splits_cover_the_tokens(tokens):
         assert error(slice_gradient._split_product(dy, x, index, config), want) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_op(dtype):
+    dy, x = example(12, 8, 6, dtype)
+    for index in (torch.tensor([1, 4]), None):
+        torch.library.opcheck(slice_gradient._product_op, (dy, x, index))
+
+
 def test_plan_is_a_rule_of_shapes():
     h100 = CONFIGS["sm_90"]
     assert plan(41, 512, h100) == "gather"
@@ -104,11 +107,3 @@ def test_chunks_of_tokens(monkeypatch):
     index = torch.tensor([1, 4, 8])
     want = dy.double()[:, index].t() @ x.double()
     assert error(slice_gradient.selected_product_reference(dy, x, index), want) < 1e-6
-
-
-@pytest.mark.skipif(INTERPRET or triton is None, reason="this is the inner run, or there is no Triton")
-def test_again_under_the_interpreter():
-    """The Triton kernel instead of torch: this file once more in a process with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not interpreter"]
-    inner = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert inner.returncode == 0, inner.stdout[-6000:]
