@@ -108,6 +108,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-5
     """The authors' program's."""
+    sweep: tuple[float, ...] = ()
+    """Train once with each of these learning rates instead, and go on with the lowest dev loss."""
     epochs: int = 2
     max_steps: int = 0
     """Stop after so many optimizer steps; 0 trains all epochs."""
@@ -135,8 +137,9 @@ class TrainConfig:
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"--train.learning-rate {self.learning_rate}: must be above 0")
+        lowest = min((self.learning_rate, *self.sweep))
+        if lowest <= 0:
+            raise UserError(f"--train.learning-rate {lowest}: must be above 0")
         if self.global_batch_size < 1:
             raise UserError(f"--train.global-batch-size {self.global_batch_size}: must be at least 1")
 

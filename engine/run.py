@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ class Run:
         self.config, self.out = config, Path(config.out)
         self.lock = Lock(self.out)
         distributed.barrier()
-        self.base = Path(_first_rank_first(lambda: models.snapshot(config.model.path)))
-        self.report = corpus.check(config.data)
+        self.report = _first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
         distributed.print0(self.report)
+        self.base = Path(_first_rank_first(lambda: models.snapshot(config.model.path)))
         self.tokenizer = models.load_tokenizer(str(self.base))
         self.shape: ModelShape = from_config(models.read_config(self.base))
         self.device = distributed.device()
@@ -81,12 +82,11 @@ class Run:
         self.stages.do("score", source | {"score": scoring}, self.out / "statistics.safetensors", self.score)
         self.stages.do("select", {"method": as_dict(c.method)}, self.out / "neurons.safetensors", self.select)
         sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
-        self.stages.do(
-            "train", {"train": _lasting(c) | sentences}, self.out / "checkpoints" / "chosen.json", self.train
-        )
+        self.stages.do("train", {"train": _lasting(c) | sentences}, self.out / "chosen.json", self.train)
         self.stages.do("export", {"dtype": c.evaluate.dtype}, self.out / "model", self.export)
         decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype")}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
+        decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
         if c.evaluate.base:
             self.stages.do("translate base", {"decode": decoding}, self.out / "translations/base", self.translate_base)
         self.stages.do("translate", {"decode": decoding}, self.out / "translations" / self.name, self.translate)
@@ -160,26 +160,47 @@ class Run:
         neurons.save(self.out / "neurons.safetensors")
 
     def train(self) -> None:
-        train_set = self.examples("train", self.config.data.train_sentences)
-        dev = self.examples("dev", self.config.data.dev_sentences) if self.config.data.dev_sentences else []
+        """Train once, or once a rate of the sweep; `chosen.json` names the checkpoint to export."""
+        c = self.config
+        if c.train.sweep and not c.data.dev_sentences:
+            raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
+        train_set = self.examples("train", c.data.train_sentences)
+        dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
         neurons = NeuronSet.load(self.out / "neurons.safetensors")
-        model = self.model(self.base)
-        attach(model, neurons)
         identity = {"neurons": neurons.fingerprint, "settings": _digest(self.stages.settings)}
-        pad_id = self.tokenizer.pad_token_id
-        folder = train(model, self.config, train_set, dev, self.out, pad_id=pad_id, identity=identity)
+        trained, pad_id = {}, self.tokenizer.pad_token_id
+        for rate in c.train.sweep or (c.train.learning_rate,):
+            model = self.model(self.base)
+            attach(model, neurons)
+            one = replace(c, train=replace(c.train, learning_rate=rate, sweep=()))
+            folder = self.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else self.out
+            trained[rate] = train(
+                model, one, train_set, dev, folder, pad_id=self.tokenizer.pad_token_id, identity=identity
+            )
+            del model
         self.peak = max(self.peak, peak_memory())
         if distributed.rank() == 0:
-            text = json.dumps({"checkpoint": folder.name, "peak_memory_bytes": self.peak})
-            write_atomically(self.out / "checkpoints" / "chosen.json", text)
+            self._choose(trained)
+
+    def _choose(self, trained: dict[float, Path]) -> None:
+        losses = {rate: checkpoint.read_state(folder)["best_dev_loss"] for rate, folder in trained.items()}
+        best = min(losses, key=losses.__getitem__)
+        for rate, loss in losses.items() if len(losses) > 1 else ():
+            print(f"learning rate {rate:g}: dev loss {loss:.4f}{'  ← taken' if rate == best else ''}", flush=True)
+        if len(losses) > 1:
+            shutil.copy(trained[best].parents[1] / "metrics.jsonl", self.out / "metrics.jsonl")
+        chosen = {"checkpoint": str(trained[best].relative_to(self.out)), "learning_rate": best, "dev_loss": losses}
+        write_atomically(self.out / "chosen.json", json.dumps(chosen | {"peak_memory_bytes": self.peak}, indent=1))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return json.loads((self.out / "chosen.json").read_text())
 
     def export(self) -> None:
         if distributed.rank() != 0:
             return
-        folder = (
-            self.out / "checkpoints" / json.loads((self.out / "checkpoints" / "chosen.json").read_text())["checkpoint"]
-        )
-        patches = slice_patches(self.base, NeuronSet.load(self.out / "neurons.safetensors"), folder)
+        neurons = NeuronSet.load(self.out / "neurons.safetensors")
+        patches = slice_patches(self.base, neurons, self.out / self.chosen["checkpoint"])
         result = export_model(self.base, patches, self.out / "model", self.config.evaluate.dtype)
         print(summary(result), flush=True)
 
@@ -235,11 +256,10 @@ class Run:
             "added_parameters": 0,
             "neurons": neurons.count,
             "total_neurons": self.shape.neurons,
-            "learning_rate": self.config.train.learning_rate,
+            "learning_rate": self.chosen["learning_rate"],
+            "sweep": self.chosen["dev_loss"],
             "tokens_per_second": rates[len(rates) // 2],
-            "peak_memory_bytes": json.loads((self.out / "checkpoints" / "chosen.json").read_text())[
-                "peak_memory_bytes"
-            ],
+            "peak_memory_bytes": self.chosen["peak_memory_bytes"],
             "seconds": self.stages.seconds(),
             "ranks": distributed.world(),
         }

@@ -69,6 +69,8 @@ class SliceLinear(nn.Module):
         """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
         if self.rows is not None:
             self.rows.slice_of = (self.weight, self.row_index, 0)
+        if self.bias_rows is not None:
+            self.bias_rows.slice_of = (self.bias, self.row_index, 0)
         if self.columns is not None:
             self.columns.slice_of = (self.weight, self.column_index, 1)
 

@@ -121,8 +121,7 @@ class ZeroEngine:
         made for every flat partition first, then linked (stages 1–2 link each group after group 0's first step only).
         """
         for partition in self._partitions():
-            self.client._create(partition)
-            self.client.state[partition]["step"].fill_(steps)
+            self.client.create_state(partition, steps)
         if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.optimizer._lazy_init_hp_params_optimizer_state()
         for name, param in self.params.items():

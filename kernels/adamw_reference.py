@@ -4,7 +4,6 @@ The Triton kernel in `adamw.py` computes the same, operation by operation; this 
 """
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -63,41 +62,30 @@ class Slice:
 
 
 def adamw_reference(slices: list[Slice], grad_scale: Tensor | None = None) -> None:
-    """One step over all slices, in place. grad_scale: one-element tensor that multiplies every gradient."""
-    for _, group in groupby(slices, key=_foreach_key):
-        members = list(group)
-        if members[0].exp_avg_absmax is None and not members[0].rounds:
-            _step(members, grad_scale)
-        else:
-            for one in members:  # one at a time, so that only one slice is held uncompressed
-                _step([one], grad_scale)
+    """One step over all slices, in place. grad_scale: one-element tensor that multiplies every gradient.
+
+    One slice at a time: it stays in a CPU's cache from one operation to the next, where torch's foreach operations
+    sweep over all of them for each (measured: half the time).
+    """
+    for s in slices:
+        grad = s.grad.to(s.values_dtype)
+        if grad_scale is not None:
+            grad = grad * grad_scale.reshape(()).to(s.values_dtype)
+        _step(s, grad)
 
 
-def _foreach_key(s: Slice) -> tuple:
-    quantized = s.exp_avg_absmax is not None
-    return (s.param.device, s.param.dtype, s.master is None, quantized, s.beta1, s.beta2, s.eps, s.lr, s.weight_decay)
-
-
-def _step(slices: list[Slice], grad_scale: Tensor | None) -> None:
+def _step(s: Slice, grad: Tensor) -> None:
     """The formula of torch.optim.AdamW in its order of operations, so that float32 results have the same bits."""
-    first = slices[0]
-    grads = [s.grad.to(s.values_dtype) for s in slices]
-    if grad_scale is not None:
-        grads = torch._foreach_mul(grads, grad_scale.reshape(()).to(first.values_dtype))
-    values = [s.master if s.master is not None else s.param.to(s.values_dtype) for s in slices]
-    means, squares = zip(*(read_moments(s) for s in slices), strict=True)
-    if first.weight_decay != 0:
-        torch._foreach_mul_(values, 1 - first.lr * first.weight_decay)
-    torch._foreach_lerp_(means, grads, 1 - first.beta1)
-    torch._foreach_mul_(squares, first.beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - first.beta2)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, [s.correction for s in slices])
-    torch._foreach_add_(denominators, first.eps)
-    torch._foreach_addcdiv_(values, means, denominators, [-s.step_size for s in slices])
-    for s, value, mean, square in zip(slices, values, means, squares, strict=True):
-        write_moments(s, mean, square)
-        write_values(s, value)
+    value = s.master if s.master is not None else s.param.to(s.values_dtype)
+    mean, square = read_moments(s)
+    if s.weight_decay != 0:
+        value.mul_(1 - s.lr * s.weight_decay)
+    mean.lerp_(grad, 1 - s.beta1)
+    square.mul_(s.beta2).addcmul_(grad, grad, value=1 - s.beta2)
+    denominator = (square.sqrt() / s.correction).add_(s.eps)
+    value.addcdiv_(mean, denominator, value=-s.step_size)
+    write_moments(s, mean, square)
+    write_values(s, value)
 
 
 def write_values(s: Slice, values: Tensor) -> None:

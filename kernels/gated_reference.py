@@ -15,7 +15,7 @@ from .fold import host_tiles, segment_sums
 
 Reduce = Literal["mean_abs", "abs_sum"]
 # Elements of one block of the torch path: its dozen temporaries stay in the cache of a core.
-CPU_BLOCK = 1 << 16
+CPU_BLOCK = 1 << 17
 
 
 @dataclass

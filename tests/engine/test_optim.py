@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from slicetune.engine.errors import UserError
 from slicetune.engine.optim import SparseColumnAdamW, clip_factor, write_back
-from torch import nn
 
 KINDS = [
     (torch.float32, {}),

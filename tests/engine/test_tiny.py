@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+
 from slicetune.engine import tiny, tiny_corpus, tiny_grammar, tiny_pretrain
 from slicetune.engine.errors import UserError
 from slicetune.engine.tiny_grammar import ADVERBS, MODALS, NOUNS, VERBS, Voice, article, english_plural, english_verb
@@ -266,8 +267,19 @@ def test_two_processes_build_once(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thing", "thing.lock"]
 
 
+def test_another_source_makes_another_folder(tmp_path, monkeypatch):
+    other = tmp_path / "tiny_corpus.py"
+    other.write_text("# changed")
+    before = tiny._digest(*tiny.GENERATOR)
+    assert before == tiny._digest(*tiny.GENERATOR)
+    assert before != tiny._digest(*tiny.GENERATOR, text="prompt")
+    monkeypatch.setattr(tiny_corpus, "__file__", str(other))
+    assert before != tiny._digest(*tiny.GENERATOR)
+
+
 def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SLICETUNE_CACHE", str(tmp_path))
+    (tmp_path / ".thing-killed" / "thing").mkdir(parents=True)  # what an earlier process left when it was killed
 
     def fail(folder):
         folder.mkdir()

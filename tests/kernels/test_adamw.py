@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+
 from slicetune.kernels.adamw import adamw_
 from slicetune.kernels.adamw_reference import (
     Slice,

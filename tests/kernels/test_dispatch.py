@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from slicetune.engine.errors import UserError
 from slicetune.kernels import dispatch
 from slicetune.kernels.dispatch import Tile, pinned, use_triton

@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from slicetune.engine.errors import UserError
 from slicetune.kernels import gated_reference
 from slicetune.kernels.fold import host_tiles
 from slicetune.kernels.gated import _outputs, gated_backward, gated_forward
 from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
-from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 TORCH = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}

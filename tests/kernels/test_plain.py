@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from slicetune.engine.errors import UserError
 from slicetune.kernels import gated_reference
 from slicetune.kernels.plain import plain_backward, plain_forward
 from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
-from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 TORCH = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}

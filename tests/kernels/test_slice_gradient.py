@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from slicetune.kernels import slice_gradient
 from slicetune.kernels.dispatch import INTERPRET
 from slicetune.kernels.slice_gradient import CONFIGS, column_gradient, compact_gradient, plan, row_gradient

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from slicetune.kernels import gated_reference
 from slicetune.kernels.tap import tap, tap_reference
 

@@ -1,0 +1,71 @@
+"""Sizes that the benchmarks run at: Llama-3.1-8B's on a GPU, a narrower Llama on a CPU, almost nothing in a smoke run.
+
+    SLICETUNE_BENCH=smoke     shrinks every shape, so that tests can see each benchmark run through in seconds
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from slicetune.engine.shapes import LLAMA31_8B, ModelShape
+
+SMOKE = os.environ.get("SLICETUNE_BENCH") == "smoke"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPU = DEVICE.type == "cuda"
+DTYPE = torch.bfloat16 if GPU else torch.float32
+
+CPU_MODEL = ModelShape("Llama, hidden 1024", 4, 1024, 3584, 16, 4, 64, 4096, tied=False)
+SMOKE_MODEL = ModelShape("Llama, hidden 64", 2, 64, 160, 4, 2, 16, 128, tied=False)
+NEURON_RATIO = 0.01 if not SMOKE else 0.1
+
+
+@dataclass(frozen=True)
+class Load:
+    """A model and what one forward reads: `sentences` of `length` tokens each, the second half of each predicted."""
+
+    model: ModelShape
+    sentences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sentences * self.length
+
+    def __str__(self) -> str:
+        size = f"{self.model.layers} layers, hidden {self.model.hidden}, intermediate {self.model.intermediate}"
+        return f"{size}, {self.tokens:,} tokens ({self.sentences} × {self.length}), {str(DTYPE).removeprefix('torch.')}"
+
+
+def _pick(gpu: Load, cpu: Load) -> Load:
+    return Load(SMOKE_MODEL, 3, 8) if SMOKE else gpu if GPU else cpu
+
+
+EIGHT_LAYERS = replace(LLAMA31_8B, layers=8)
+"""What full fine-tuning and masked Adam fit with; then every method runs in it."""
+
+STEP = _pick(Load(EIGHT_LAYERS, 64, 128), Load(CPU_MODEL, 5, 96))
+"""A training step. On the CPU 5 sentences, the global batch of CANEFT's authors."""
+
+SHORT_STEP = _pick(Load(EIGHT_LAYERS, 5, 96), Load(CPU_MODEL, 1, 96))
+"""A small one: the authors' 5 sentences on a GPU, one sentence (a rank's share of them) on a CPU."""
+
+WHOLE_STEP = _pick(Load(LLAMA31_8B, 32, 128), Load(CPU_MODEL, 5, 96))
+"""All layers of the 8B: the methods that fit."""
+
+SMALL_GPU_STEP = _pick(Load(LLAMA31_8B, 16, 128), Load(CPU_MODEL, 5, 96))
+"""The 8B on a card of 24 GB, with activation checkpointing."""
+
+SCORE = _pick(Load(EIGHT_LAYERS, 512, 32), Load(CPU_MODEL, 192, 12))
+"""Many short sentences to score (`sentences` of them in all)."""
+
+SMALL_GPU_SCORE = _pick(Load(LLAMA31_8B, 64, 32), Load(CPU_MODEL, 32, 12))
+
+FFN = _pick(Load(LLAMA31_8B, 64, 128), Load(CPU_MODEL, 16, 64))
+"""One layer's FFN: microbenchmarks of kernels."""
+
+SELECTION_LAYERS = 1 if SMOKE else LLAMA31_8B.layers
+SELECTION = replace(SMOKE_MODEL if SMOKE else LLAMA31_8B, layers=SELECTION_LAYERS)
+SELECTION_SAMPLES = 1_000 if SMOKE else 10_000
+"""Sentences a domain; four domains."""
