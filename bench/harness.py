@@ -186,7 +186,7 @@ def agree(got: Tensor, want: Tensor, tolerance: float, what: str = "result") -> 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Relative error of one elementwise result that was rounded to `dtype` once or twice."""
-    return {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}[dtype]
+    return {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype]
 
 
 def provenance() -> dict[str, Any]:

@@ -171,12 +171,10 @@ class Run:
         trained, pad_id = {}, self.tokenizer.pad_token_id
         for rate in c.train.sweep or (c.train.learning_rate,):
             model = self.model(self.base)
-            attach(model, neurons)
+            attach(model, neurons, c.model.recompute_ffn)
             one = replace(c, train=replace(c.train, learning_rate=rate, sweep=()))
             folder = self.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else self.out
-            trained[rate] = train(
-                model, one, train_set, dev, folder, pad_id=self.tokenizer.pad_token_id, identity=identity
-            )
+            trained[rate] = train(model, one, train_set, dev, folder, pad_id=pad_id, identity=identity)
             del model
         self.peak = max(self.peak, peak_memory())
         if distributed.rank() == 0:

@@ -60,7 +60,7 @@ def score(
     world: int = 1,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> None:
-    """Score `examples` on `model`, which is frozen for it, and add them to `statistics`, all-reduced over ranks at the end.
+    """Score `examples` on `model`, which is frozen for it, and add them to `statistics`, all-reduced at the end.
 
     Every rank takes every world-th batch of one deterministic list, so batches, and with them the scores' bits, do
     not depend on the number of ranks. `progress` is called with the number of samples of every batch. Raises UserError

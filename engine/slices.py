@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.slice_gradient import column_gradient, row_gradient
+from ..kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from .errors import UserError
 
 
@@ -101,15 +101,26 @@ class SliceLinear(nn.Module):
         """x (..., in) → (..., out)."""
         return _SliceLinear.apply(x, self, self.rows, self.columns, self.bias_rows)
 
-    def gradients(self, dy: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """dL/d(rows, columns, bias_rows) from dy [T, out] and x [T, in], in the parameters' dtype."""
+    def gradients(
+        self, dy: Tensor, x: Tensor | None, dy_columns: Tensor | None = None, x_columns: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """dL/d(rows, columns, bias_rows) from dy [T, out] and x [T, in], in the parameters' dtype.
+
+        `dy_columns` [T, k] = dy[:, row_index] and `x_columns` [T, k] = x[:, column_index], where a kernel has emitted
+        them, are used instead; x may be None where `x_columns` is all that is needed.
+        """
         rows = columns = bias = None
         if self.rows is not None:
-            rows = row_gradient(dy, x, self.row_index).to(self.rows.dtype)
+            product = row_gradient(dy, x, self.row_index) if dy_columns is None else compact_gradient(dy_columns, x)
+            rows = product.to(self.rows.dtype)
         if self.bias_rows is not None:
-            bias = dy[:, self.row_index].sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
+            chosen = dy[:, self.row_index] if dy_columns is None else dy_columns
+            bias = chosen.sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
         if self.columns is not None:
-            columns = column_gradient(dy, x, self.column_index).to(self.columns.dtype)
+            product = (
+                column_gradient(dy, x, self.column_index) if x_columns is None else compact_gradient(x_columns, dy)
+            )
+            columns = product.to(self.columns.dtype)
         return rows, columns, bias
 
     def extra_repr(self) -> str:

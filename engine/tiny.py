@@ -3,7 +3,7 @@
     python -m slicetune.engine.tiny        # makes both sizes, prints sample translations and BLEU
 
 Folders carry a hash of what made them, so a changed generator or trainer makes new ones. Of several processes the first
-builds, under a lock, and says so; the others wait for it. On two idle cores the model takes about 75 seconds.
+builds, under a lock, and says so; the others wait for it. The model takes 150 s of CPU time on two threads.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
 from slicetune.engine.audit import audit, main
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.slices import Patch
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 GATE, DOWN = "model.layers.1.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"
 

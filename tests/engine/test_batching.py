@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slicetune.engine.batching import Example, Order, batches_by_tokens, pack, pad, share, shuffled
 
 SAMPLES = [

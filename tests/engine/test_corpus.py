@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+
 from slicetune.engine import corpus, records
 from slicetune.engine.config import DataConfig
 from slicetune.engine.corpus import Pair

@@ -7,6 +7,8 @@ import re
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from slicetune.engine import memory
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig, TrainConfig, ZeroConfig
 from slicetune.engine.errors import UserError
@@ -15,7 +17,6 @@ from slicetune.engine.ffn import fuse
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.shapes import GEMMA2_9B, LLAMA2_7B, LLAMA31_8B, QWEN25_7B, ModelShape, from_config
-from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = ModelShape("small", 2, 2, 3, 1, 1, 2, 10, tied=True)
 GIGA = 10**9

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from slicetune.engine.errors import UserError
 from slicetune.engine.evaluation import average, score_domain, score_system, tokenizer_name
 

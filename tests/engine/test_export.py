@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
 from slicetune.engine import export as module
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model, summary
 from slicetune.engine.shards import match_names, tensor_files
 from slicetune.engine.slices import Patch
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from slicetune.engine.errors import UserError
 from slicetune.engine.neurons import NeuronSet, thirds
 

@@ -1,6 +1,7 @@
 """Prompts by real tokenizers with the chat templates of Llama-3.1, Qwen2.5 (ChatML), Gemma-2 and Llama-2."""
 
 import pytest
+
 from slicetune.engine import prompts
 from slicetune.engine.batching import examples, pad
 from slicetune.engine.config import DataConfig

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from slicetune.engine import cli
 from slicetune.engine.config import RunConfig, TrainConfig
 from slicetune.engine.errors import UserError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from slicetune.engine import sections
 from slicetune.engine.config import RunConfig, as_dict
 from slicetune.engine.errors import UserError

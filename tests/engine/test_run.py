@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from slicetune.engine import checkpoint, tiny
 from slicetune.engine.audit import audit
@@ -85,8 +86,15 @@ def test_nothing_outside_the_set_changed(finished, base):
 
 
 def test_the_audit_command_finds_a_flipped_bit(finished, base, tmp_path):
-    command = [sys.executable, "-m", "slicetune.engine.audit", str(base), str(finished[0])]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    out = shutil.copytree(finished[0], tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(out / "model" / "model.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, out / "model" / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, "-m", "slicetune.engine.audit", str(base)]
+    assert subprocess.run([*command, str(finished[0])], check=False).returncode == 0
+    found = subprocess.run([*command, str(out)], check=False, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "model.norm.weight" in found.stdout
 
 
 def test_exported_model_gives_the_live_models_logits(finished, base):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from sklearn.metrics import mutual_info_score
+
 from slicetune.engine import selection
 from slicetune.engine.errors import UserError
 from slicetune.engine.methods.caneft import Caneft

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from slicetune.engine import shapes
 from slicetune.engine.errors import UserError
 from slicetune.engine.ffn import find_ffns
-from transformers import AutoConfig, AutoModelForCausalLM
 
 LLAMA = {
     "model_type": "llama",

@@ -200,11 +200,12 @@ def test_fused_model_equals_the_original(kind):
     assert torch.allclose(model(ids).logits, original(ids).logits, **close)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
-def test_attached_slices_get_the_dense_gradient(kind):
+def test_attached_slices_get_the_dense_gradient(kind, recompute):
     model = MODELS[kind]().double()
     original = copy.deepcopy(model)
-    attach(model, some_neurons(model))
+    attach(model, some_neurons(model), recompute)
     ids = torch.randint(0, toys.VOCAB, (2, 12), generator=torch.Generator().manual_seed(3))
     for m in (model, original):
         m(ids, labels=ids).loss.backward()
@@ -233,6 +234,46 @@ def test_bloom_padded_equals_single():
     model, examples = bloom(), toys.examples(5)
     single = torch.cat([target_losses(model, pad([e], 0)) for e in examples])
     assert torch.allclose(target_losses(model, pad(examples, 0)), single, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputation_saves_the_input_alone(recompute):
+    """Storage that autograd keeps for one FFN: x, g, u; or x."""
+    model = toys.model()
+    attach(model, toys.neurons(), recompute)
+    ffn = model.model.layers[1].mlp
+    x = torch.randn(10, toys.HIDDEN, requires_grad=True)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.__setitem__(t.data_ptr(), t.numel()) or t, lambda t: t
+    ):
+        ffn(x)
+    assert sum(kept.values()) == 10 * (toys.HIDDEN if recompute else toys.HIDDEN + 2 * toys.INTERMEDIATE)
+
+
+def test_a_second_backward_raises():
+    """The backward writes over what it saved, and autograd must notice."""
+    model = toys.model()
+    attach(model, toys.neurons())
+    loss = model.model.layers[0].mlp(torch.randn(5, toys.HIDDEN, requires_grad=True)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_compiles_without_a_graph_break():
+    model = toys.model()
+    params = attach(model, toys.neurons())
+    ffn = model.model.layers[1].mlp
+    x = torch.randn(9, toys.HIDDEN, requires_grad=True)
+    plain = torch.autograd.grad(
+        ffn(x).square().sum(), [x, *(p for p in params if any(p is q for q in ffn.parameters()))]
+    )
+    compiled = torch.compile(ffn, backend="aot_eager", fullgraph=True)
+    again = torch.autograd.grad(
+        compiled(x).square().sum(), [x, *(p for p in params if any(p is q for q in ffn.parameters()))]
+    )
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(plain, again, strict=True))
 
 
 def test_a_set_of_another_model_is_refused():

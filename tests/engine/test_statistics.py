@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from slicetune.engine.errors import UserError
 from slicetune.engine.statistics import Statistics, _count
 from slicetune.kernels.histogram import bins

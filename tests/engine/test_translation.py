@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from slicetune.engine import prompts, translation
 from slicetune.engine.corpus import Pair
 from slicetune.engine.translation import end_tokens, gather, one_line, read_lines, translate, write_lines
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"

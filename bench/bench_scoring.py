@@ -1,0 +1,135 @@
+"""Scoring many short sentences: ours against hooks that keep per-sample tensors, one sentence at a time.
+
+    python bench/run.py cpu bench_scoring.py
+
+Sentences a second by every method on the same sentences, and memory as the number of sentences grows: ours must stay
+where it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import footprint
+import pytest
+import systems
+import torch
+from authors import HookScorer
+from harness import Comparison, Contender, agree
+from shapes import DEVICE, DTYPE, GPU, SCORE, SMALL_GPU_SCORE, SMOKE, Load
+from slicetune.engine import scoring
+from slicetune.engine.config import ScoreConfig
+from slicetune.engine.statistics import Statistics
+
+DOMAINS = ["a", "b", "c", "d"]
+TOKENS_PER_BATCH = 4096 if GPU else 1024
+BASELINE = 4 if SMOKE else 32 if GPU else 24
+"""Sentences that the baseline scores in a round: each costs it the same."""
+GROWTH = (2, 4) if SMOKE else (32, 64, 128) if GPU else (12, 24, 48)
+"""Numbers of sentences at which the baseline's memory is measured; ours is at eight times as many."""
+
+
+def empty(load: Load, device: torch.device = DEVICE) -> Statistics:
+    return Statistics(DOMAINS, load.model, device=device)
+
+
+def right(model: Any, plain: Any, load: Load, examples: list) -> None:
+    """Our sums over sentences are those of the baseline's scores."""
+    statistics, hooks = empty(load), HookScorer(copy.deepcopy(plain))
+    scoring.score(model, examples, statistics, ScoreConfig(tokens_per_batch=TOKENS_PER_BATCH))
+    hooks.score(examples)
+    groups = torch.tensor([example.group for example in examples])
+    scores = torch.stack(hooks.scores).double()
+    totals = torch.cat([statistics.total[p] for p in statistics.widths], -1).cpu()
+    for group in groups.unique().tolist():
+        want = scores[groups == group].sum(0)
+        agree(totals[group].flatten(), want, 1e-4 if DTYPE == torch.float32 else 5e-2, f"scores of domain {group}")
+
+
+def test_scoring(benchmark):
+    load = SCORE
+    model = systems.random_model(load.model)
+    plain = copy.deepcopy(model)  # scoring fuses the FFNs of the model that it is given
+    examples = systems.sentences(load, max(load.sentences, 8 * GROWTH[-1]))
+    config = ScoreConfig(tokens_per_batch=TOKENS_PER_BATCH)
+    comparison = Comparison(benchmark, "scoring", f"{load.model.layers} layers, sentences of {load.length} tokens")
+
+    def ours() -> Contender:
+        right(model, plain, load, examples[: 2 * len(DOMAINS)])
+        statistics = empty(load)
+
+        def run(count: int) -> None:
+            scoring.score(model, examples[:count], statistics, config)
+
+        memory = {str(8 * n): _memory(lambda n=n: run(8 * n)) for n in GROWTH}
+        held = footprint.resident(model, list(statistics.histogram.values()), statistics.total)
+        facts = {"sentences": load.sentences, "growth": memory, "resident_bytes": held}
+        facts["note"] = f"batches of up to {TOKENS_PER_BATCH:,} tokens"
+        return Contender(lambda: run(load.sentences), facts=facts)
+
+    def hooks(weight_gradients: bool) -> Callable[[], Contender]:
+        def make() -> Contender:
+            own = copy.deepcopy(plain)
+            scorer = HookScorer(own, weight_gradients)
+
+            def run(count: int) -> None:
+                scorer.scores = []
+                scorer.score(examples[:count])
+
+            def measure(count: int) -> int:
+                scorer.scores = []
+                return _memory(lambda: run(count))
+
+            memory = {str(n): measure(n) for n in GROWTH}
+            facts = {"sentences": BASELINE, "growth": memory, "resident_bytes": footprint.resident(own)}
+            return Contender(lambda: run(BASELINE), facts=facts)
+
+        return make
+
+    comparison.add("ours", ours, "ours")
+    comparison.add("hooks at batch 1, full weight gradients", hooks(True))
+    comparison.add("hooks at batch 1, frozen weights", hooks(False))
+    rows = comparison.measure(100 if not GPU else 20)
+    for row in rows.values():
+        if "seconds" in row:
+            row["sentences_per_second"] = row["sentences"] / row["seconds"]
+
+
+@pytest.mark.skipif(not GPU and not SMOKE, reason="the 8B needs a GPU")
+def test_24_gb(benchmark):
+    """The 8B is scored on a card of 24 GB, counts and all: the allocator is not given more."""
+    load = SMALL_GPU_SCORE
+    comparison = Comparison(benchmark, "24 GB", f"{load.model.layers} layers, sentences of {load.length} tokens")
+
+    def ours() -> Contender:
+        if GPU:
+            total = torch.cuda.get_device_properties(DEVICE).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, 24e9 / total))
+        model, examples = systems.random_model(load.model), systems.sentences(load)
+        statistics, config = empty(load), ScoreConfig(tokens_per_batch=512)
+        held = footprint.resident(model, list(statistics.histogram.values()))
+
+        def run() -> None:
+            scoring.score(model, examples, statistics, config)
+
+        facts = {"sentences": len(examples), "resident_bytes": held, "peak_bytes": held + footprint.peak(run)}
+        facts["reserved_bytes"] = torch.cuda.max_memory_reserved() if GPU else None
+        facts["note"] = "four domains' counts on the device, batches of 512 tokens"
+        return Contender(run, facts=facts)
+
+    try:
+        comparison.add("score", ours, "ours")
+        comparison.measure(5)
+    finally:
+        comparison.live.clear()
+        gc.collect()
+        if GPU:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _memory(run: Callable[[], Any]) -> int:
+    gc.collect()
+    return footprint.peak(run)
