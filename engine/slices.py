@@ -117,9 +117,8 @@ class SliceLinear(nn.Module):
             chosen = dy[:, self.row_index] if dy_columns is None else dy_columns
             bias = chosen.sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
         if self.columns is not None:
-            product = (
-                column_gradient(dy, x, self.column_index) if x_columns is None else compact_gradient(x_columns, dy)
-            )
+            emitted = x_columns is not None
+            product = compact_gradient(x_columns, dy) if emitted else column_gradient(dy, x, self.column_index)
             columns = product.to(self.columns.dtype)
         return rows, columns, bias
 

@@ -10,9 +10,9 @@ from slicetune.engine.methods.caneft import Caneft
 CONFIG = RunConfig(
     out="runs/caneft-tiny",
     model=ModelConfig(path="tiny"),
-    data=DataConfig(dir="tiny", prompt="short", score_sentences=500, train_sentences=100, test_sentences=100),
+    data=DataConfig(dir="tiny", prompt="short", score_sentences=400, train_sentences=400),
     method=Caneft(neuron_ratio=0.01),
-    train=TrainConfig(learning_rate=1e-3, epochs=2, global_batch_size=8),
+    train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
 )
 
 if __name__ == "__main__":

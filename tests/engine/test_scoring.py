@@ -1,6 +1,8 @@
-"""Scores against plain autograd hooks in float64, one sentence at a time; packed, padded and two ranks against single."""
+"""Scores against plain autograd hooks in float64, one sentence at a time; packed, padded and two ranks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -146,21 +148,23 @@ def test_statistics_hold_what_single_sentences_give():
     assert int(stats.tokens.sum()) == sum(len(e.input_ids) for e in examples)
 
 
+def keep_input(kept: dict, key: tuple[str, int], module: torch.nn.Module, args: tuple) -> None:
+    kept[key] = args[0]
+
+
 def test_activity_is_counted_over_unpadded_tokens():
     examples = toys.examples(6)
     stats = statistics(toys.model(), examples, ScoreConfig(tokens_per_batch=50))
     model = toys.model()
     active, means = torch.zeros(2, 2, toys.INTERMEDIATE), torch.zeros(2, 2, toys.INTERMEDIATE, dtype=torch.float64)
     for example in examples:
-        seen = {}
-        hooks = [
-            site.module.act_fn.register_forward_hook(lambda m, a, out, i=site.layer: seen.__setitem__(("g", i), a[0]))
-            for site in find_ffns(model)
-        ]
-        hooks += [
-            site.module.down_proj.register_forward_pre_hook(lambda m, a, i=site.layer: seen.__setitem__(("h", i), a[0]))
-            for site in find_ffns(model)
-        ]
+        seen: dict[tuple[str, int], torch.Tensor] = {}
+        hooks = []
+        for site in find_ffns(model):
+            keep_g = partial(keep_input, seen, ("g", site.layer))
+            keep_h = partial(keep_input, seen, ("h", site.layer))
+            hooks.append(site.module.act_fn.register_forward_pre_hook(keep_g))
+            hooks.append(site.module.down_proj.register_forward_pre_hook(keep_h))
         model(torch.tensor([example.input_ids]), use_cache=False)
         for hook in hooks:
             hook.remove()

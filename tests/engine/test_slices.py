@@ -266,13 +266,10 @@ def test_compiles_without_a_graph_break():
     params = attach(model, toys.neurons())
     ffn = model.model.layers[1].mlp
     x = torch.randn(9, toys.HIDDEN, requires_grad=True)
-    plain = torch.autograd.grad(
-        ffn(x).square().sum(), [x, *(p for p in params if any(p is q for q in ffn.parameters()))]
-    )
+    wanted = [x, *(p for p in params if any(p is q for q in ffn.parameters()))]
+    plain = torch.autograd.grad(ffn(x).square().sum(), wanted)
     compiled = torch.compile(ffn, backend="aot_eager", fullgraph=True)
-    again = torch.autograd.grad(
-        compiled(x).square().sum(), [x, *(p for p in params if any(p is q for q in ffn.parameters()))]
-    )
+    again = torch.autograd.grad(compiled(x).square().sum(), wanted)
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(plain, again, strict=True))
 
 

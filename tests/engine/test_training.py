@@ -1,4 +1,4 @@
-"""The loop under real DeepSpeed on two real ranks: stages agree to the bit, resumes equal unbroken runs, order stays."""
+"""The loop under real DeepSpeed on two real ranks: stages agree to the bit, resumes equal unbroken runs."""
 
 from __future__ import annotations
 
