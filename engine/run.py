@@ -143,6 +143,7 @@ class Run:
         pad_id = self.tokenizer.pad_token_id
         step = lambda n: bar.update(n * world)  # noqa: E731
         score(model, data, stats, self.config.score, pad_id=pad_id, rank=rank, world=world, progress=step)
+        bar.update(bar.total - bar.n)  # ranks end a few sentences apart
         bar.close()
         self.peak = max(self.peak, peak_memory())
         if rank == 0:
