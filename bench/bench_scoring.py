@@ -19,7 +19,7 @@ import systems
 import torch
 from authors import HookScorer
 from harness import Comparison, Contender, agree
-from shapes import DEVICE, DTYPE, GPU, SCORE, SMALL_GPU_SCORE, SMOKE, Load
+from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_TINY, SMALL_GPU_SCORE, SMOKE, Load
 from slicetune.engine import scoring
 from slicetune.engine.config import ScoreConfig
 from slicetune.engine.statistics import Statistics
@@ -49,13 +49,13 @@ def right(model: Any, plain: Any, load: Load, examples: list) -> None:
         agree(totals[group].flatten(), want, 1e-4 if DTYPE == torch.float32 else 5e-2, f"scores of domain {group}")
 
 
-def test_scoring(benchmark):
-    load = SCORE
+@pytest.mark.parametrize("load", [SCORE, SCORE_TINY], ids=["wide", "tiny"])
+def test_scoring(benchmark, load):
     model = systems.random_model(load.model)
     plain = copy.deepcopy(model)  # scoring fuses the FFNs of the model that it is given
     examples = systems.sentences(load, max(load.sentences, 8 * GROWTH[-1]))
     config = ScoreConfig(tokens_per_batch=TOKENS_PER_BATCH)
-    comparison = Comparison(benchmark, "scoring", f"{load.model.layers} layers, sentences of {load.length} tokens")
+    comparison = Comparison(benchmark, "scoring", _setting(load))
 
     def ours() -> Contender:
         right(model, plain, load, examples[: 2 * len(DOMAINS)])
@@ -92,7 +92,7 @@ def test_scoring(benchmark):
     comparison.add("ours", ours, "ours")
     comparison.add("hooks at batch 1, full weight gradients", hooks(True))
     comparison.add("hooks at batch 1, frozen weights", hooks(False))
-    rows = comparison.measure(100 if not GPU else 20)
+    rows = comparison.measure(20 if GPU else 60 if load is SCORE else 25)
     for row in rows.values():
         if "seconds" in row:
             row["sentences_per_second"] = row["sentences"] / row["seconds"]
@@ -102,7 +102,7 @@ def test_scoring(benchmark):
 def test_24_gb(benchmark):
     """The 8B is scored on a card of 24 GB, counts and all: the allocator is not given more."""
     load = SMALL_GPU_SCORE
-    comparison = Comparison(benchmark, "24 GB", f"{load.model.layers} layers, sentences of {load.length} tokens")
+    comparison = Comparison(benchmark, "24 GB", _setting(load))
 
     def ours() -> Contender:
         if GPU:
@@ -128,6 +128,10 @@ def test_24_gb(benchmark):
         gc.collect()
         if GPU:
             torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _setting(load: Load) -> str:
+    return f"{load.model.layers} layers, hidden {load.model.hidden}, sentences of {load.length} tokens"
 
 
 def _memory(run: Callable[[], Any]) -> int:

@@ -17,6 +17,7 @@ GPU = DEVICE.type == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 
 CPU_MODEL = ModelShape("Llama, hidden 1024", 4, 1024, 3584, 16, 4, 64, 4096, tied=False)
+TINY_MODEL = ModelShape("Llama, hidden 128", 4, 128, 384, 4, 4, 32, 2000, tied=True)
 SMOKE_MODEL = ModelShape("Llama, hidden 64", 2, 64, 160, 4, 2, 16, 128, tied=False)
 NEURON_RATIO = 0.01 if not SMOKE else 0.1
 
@@ -59,6 +60,9 @@ SMALL_GPU_STEP = _pick(Load(LLAMA31_8B, 16, 128), Load(CPU_MODEL, 5, 96))
 
 SCORE = _pick(Load(EIGHT_LAYERS, 512, 32), Load(CPU_MODEL, 192, 12))
 """Many short sentences to score (`sentences` of them in all)."""
+
+SCORE_TINY = _pick(Load(TINY_MODEL, 512, 24), Load(TINY_MODEL, 512, 24))
+"""The same on a model of the size that `make quickstart` scores."""
 
 SMALL_GPU_SCORE = _pick(Load(LLAMA31_8B, 64, 32), Load(CPU_MODEL, 32, 12))
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch.multiprocessing as mp
 
 
-def _serve(rank: int, port: int, jobs: Any, results: Any) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+def _serve(rank: int, world: int, port: int, jobs: Any, results: Any) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     import torch
 
@@ -34,15 +34,16 @@ def _serve(rank: int, port: int, jobs: Any, results: Any) -> None:
 
 
 class Pool:
-    def __init__(self) -> None:
+    def __init__(self, world: int = 2) -> None:
         context = mp.get_context("spawn")
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        self.jobs = [context.Queue() for _ in range(2)]
+        self.jobs = [context.Queue() for _ in range(world)]
         self.results = context.Queue()
         self.ranks = [
-            context.Process(target=_serve, args=(r, port, self.jobs[r], self.results), daemon=True) for r in range(2)
+            context.Process(target=_serve, args=(r, world, port, self.jobs[r], self.results), daemon=True)
+            for r in range(world)
         ]
         for process in self.ranks:
             process.start()
@@ -51,7 +52,7 @@ class Pool:
         """The job's results, rank 0's first. Raises AssertionError with a rank's traceback."""
         for queue in self.jobs:
             queue.put((name, args))
-        answers = [self.results.get(timeout=timeout) for _ in range(2)]
+        answers = [self.results.get(timeout=timeout) for _ in self.ranks]
         for rank, _, error in answers:
             assert error is None, f"rank {rank} failed:\n{error}"
         return [value for _, value, _ in sorted(answers, key=lambda answer: answer[0])]

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import toys
+from rank_pool import Pool
 
 from slicetune.engine import checkpoint
 from slicetune.engine.batching import Order
@@ -153,6 +154,23 @@ def test_one_rank_reads_the_same_order():
         plan = Plan.of(TrainConfig(), 23, world)
         assert plan.updates_per_epoch == 5
         assert plan.micro_batch * plan.accumulation * world >= 5
+
+
+def test_two_ranks_resume_as_one(pool, unbroken, tmp_path):
+    """The same sentences in the same updates: losses and masters of the unbroken run, to rounding."""
+    pool.run("train_slices", str(tmp_path), {"train_max_steps": 5})
+    alone = Pool(world=1)
+    try:
+        resumed = alone.run("train_slices", str(tmp_path), {})[0]
+    finally:
+        alone.close()
+    for name, value in unbroken[1][1].items():
+        assert (resumed[name] - value).norm() <= 1e-5 * value.norm(), name
+    losses = [
+        [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        for out in (unbroken[1][0], tmp_path)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_resume_of_another_run_is_refused(pool, unbroken, tmp_path):

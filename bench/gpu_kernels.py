@@ -1,0 +1,208 @@
+"""Every kernel compiled for the GPU at hand against its float64 reference; on a CPU the same checks of the torch path.
+
+    python bench/run.py gpu         # runs this first; or: python -m pytest bench/gpu_kernels.py
+
+Odd shapes, gaps, an empty selection, every unit, one sample, routing, in place, fp32, fp16 and bf16; a step of the
+engine with kernels against one without; repeated runs to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from shapes import DEVICE, GPU
+from slicetune.engine import ffn, scoring
+from slicetune.engine.config import ScoreConfig
+from slicetune.engine.optim import SparseColumnAdamW
+from slicetune.engine.statistics import Statistics
+from slicetune.kernels.dispatch import use_triton
+from slicetune.kernels.gated import gated_backward, gated_forward
+from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
+from slicetune.kernels.histogram import BINS, accumulate, accumulate_reference
+from slicetune.kernels.plain import plain_backward, plain_forward
+from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
+from slicetune.kernels.slice_gradient import column_gradient, row_gradient
+from slicetune.kernels.tap import tap, tap_reference
+from torch import Tensor, nn
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LIMIT = {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
+SUMS = 5e-6
+"""Sums are accumulated in float32 whatever the inputs are."""
+SHAPES = {
+    "odd": (1037, 1000, [[0, 5], [5, 5], [9, 530], [531, 1037]]),
+    "wide": (300, 14336, [[0, 128], [128, 300]]),
+    "one sample": (129, 4096, [[0, 129]]),
+    "one element": (1, 1, [[0, 1]]),
+    "nothing scored": (64, 272, []),
+}
+
+
+def test_kernels_run_as_kernels_on_a_gpu():
+    assert use_triton(torch.empty(1, device=DEVICE)) == GPU
+
+
+def agree(got: Tensor, want: Tensor, limit: float) -> None:
+    assert got.shape == want.shape
+    error = (got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-300)
+    assert float(error) <= limit, f"relative error {float(error):.3g}"
+
+
+def inputs(shape: str, dtype: torch.dtype, routed: bool):
+    tokens, units, segments = SHAPES[shape]
+    torch.manual_seed(tokens)
+    x = [torch.randn(tokens, units, device=DEVICE).mul_(2).to(dtype) for _ in range(3)]
+    gain = torch.rand(3, units, device=DEVICE)
+    gain[:, ::3] = 0
+    routing = (gain, torch.randint(0, 3, (tokens,), device=DEVICE)) if routed else (None, None)
+    index = torch.randperm(units, device=DEVICE)[: max(1, units // 5)].sort().values
+    return x, routing, torch.tensor(segments, dtype=torch.int32, device=DEVICE).reshape(-1, 2), index
+
+
+def agree_all(got, want, dtype: torch.dtype) -> None:
+    for name, value in vars(want).items():
+        field = getattr(got, name)
+        if value is None:
+            assert field is None, name
+        elif name == "active":
+            assert torch.equal(field, value)
+        elif value.numel():
+            agree(field, value, SUMS if field.dtype == torch.float32 else LIMIT[dtype])
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gated_and_plain(shape, dtype, activation, routed):
+    (dh, gate, up), routing, segments, index = inputs(shape, dtype, routed)
+    wide = [x.double() for x in (dh, gate, up)]
+    forward = gated_forward(gate, up, activation, *routing)
+    agree(forward, gated_forward_reference(*wide[1:], activation, *routing), 2 * LIMIT[dtype])
+    bias = up[0]
+    forward = plain_forward(gate, activation, bias, *routing)
+    agree(forward, plain_forward_reference(wide[1], activation, bias.double(), *routing), 2 * LIMIT[dtype])
+    for reduce in ("mean_abs", "abs_sum"):
+        asked = {"segments": segments, "reduce": reduce, "h_columns": index, "emit_h": True}
+        more = {"gate_columns": index[:1], "up_columns": torch.arange(gate.shape[1], device=DEVICE)}
+        got = gated_backward(dh, gate, up, activation, *routing, **asked, **more)
+        agree_all(got, gated_backward_reference(*wide, activation, *routing, **asked, **more), dtype)
+        got = plain_backward(dh, gate, activation, bias, *routing, **asked, pre_columns=index)
+        want = plain_backward_reference(*wide[:2], activation, bias.double(), *routing, **asked, pre_columns=index)
+        agree_all(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["odd", "wide"])
+def test_in_place_and_again_to_the_bit(shape, dtype):
+    (dh, gate, up), _, segments, index = inputs(shape, dtype, False)
+    asked = {"segments": segments, "up_columns": index, "emit_h": True}
+    want = gated_backward(dh, gate, up, "silu", **asked)
+    for inplace in (False, True):
+        got = gated_backward(dh.clone(), gate.clone(), up.clone(), "silu", **asked, inplace=inplace)
+        for name, value in vars(want).items():
+            assert value is None or torch.equal(value, getattr(got, name)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["odd", "wide", "one sample", "one element"])
+def test_tap(shape, dtype):
+    (y, dy, _), _, segments, _ = inputs(shape, dtype, False)
+    for reduce in ("mean_abs", "abs_sum"):
+        agree(tap(y, dy, segments, reduce), tap_reference(y.double(), dy.double(), segments, reduce), SUMS)
+
+
+@pytest.mark.parametrize("neurons", [1, 333, 4096])
+def test_histogram(neurons):
+    torch.manual_seed(neurons)
+    scores = torch.randn(70, neurons, device=DEVICE).abs() ** 6
+    scores[0, 0] = 0
+    groups = torch.randint(0, 3, (70,), device=DEVICE)
+    counts = torch.zeros(3, neurons, BINS, dtype=torch.int32, device=DEVICE)
+    want = counts.clone()
+    for _ in range(2):
+        accumulate(scores, groups, counts, -20)
+        accumulate_reference(scores, groups, want, -20)
+    assert torch.equal(counts, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "out", "inner", "k"), [(1000, 600, 520, 7), (8192, 1024, 4096, 143), (300, 700, 64, 700)])
+def test_slice_gradient(tokens, out, inner, k, dtype):
+    torch.manual_seed(k)
+    dy, x = (torch.randn(tokens, n, device=DEVICE).to(dtype) for n in (out, inner))
+    rows = torch.randperm(out, device=DEVICE)[:k].sort().values
+    columns = torch.randperm(inner, device=DEVICE)[: min(k, inner)].sort().values
+    limit = 2e-5 if dtype == torch.float32 else 1e-4
+    torch.backends.cuda.matmul.allow_tf32 = False
+    agree(row_gradient(dy, x, rows), dy[:, rows].double().t() @ x.double(), limit)
+    agree(column_gradient(dy, x, columns), x[:, columns].double().t() @ dy.double(), limit)
+    assert torch.equal(row_gradient(dy, x, rows), row_gradient(dy, x, rows))
+
+
+@pytest.mark.parametrize("moments", ["float32", "8bit"])
+@pytest.mark.parametrize("master", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimizer(dtype, master, moments):
+    """Three steps over rows and columns of several weights, the same on the device as by torch on the host."""
+    results = []
+    for device in (DEVICE, torch.device("cpu")):
+        draw = torch.Generator().manual_seed(0)
+        params = []
+        for axis, size in ((0, (256, 512)), (1, (300, 96)), (0, (17, 33))):
+            weight = torch.randn(*size, generator=draw).to(device, dtype)
+            index = torch.randperm(size[axis], generator=draw)[:9].to(device)
+            rows = weight[index] if axis == 0 else weight[:, index].t()
+            p = nn.Parameter(rows.contiguous().clone())
+            p.slice_of = (weight, index, axis)
+            params.append(p)
+        optimizer = SparseColumnAdamW(params, lr=1e-2, weight_decay=0.1, moments=moments, master=master)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(*p.shape, generator=draw).to(device, dtype)
+            optimizer.step(grad_scale=torch.tensor([0.5], device=device))
+        for p in params:
+            weight, index, axis = p.slice_of
+            assert torch.equal(weight[index] if axis == 0 else weight[:, index].t(), p.detach())
+        results.append([p.detach().cpu() for p in params])
+    for got, want in zip(*results, strict=True):
+        agree(got, want, 1e-6 if dtype == torch.float32 and moments == "float32" else 1e-2)
+
+
+def small_model():
+    import systems
+    from shapes import Load
+    from slicetune.engine.shapes import ModelShape
+
+    load = Load(ModelShape("small", 2, 256, 688, 4, 2, 64, 512, tied=False), 4, 24)
+    return systems, load, systems.random_model(load.model).float()
+
+
+def test_engine_step_equals_full_gradients():
+    systems, load, model = small_model()
+    neurons = systems.random_neurons(load.model, 0.1)
+    system = systems.slices(model, systems.batch_of(load), neurons)
+    sites = ffn.find_ffns(model)
+    system.gradients()
+    model.requires_grad_(True)
+    systems.System(model, system.batch, []).gradients()
+    chosen = [(key, neurons.slices[key]) for key in sorted(neurons.slices) if len(neurons.slices[key])]
+    for p, ((layer, role, _), index) in zip(system.params, chosen, strict=True):
+        weight = getattr(sites[layer].module, sites[layer].projections[role]).weight
+        agree(p.grad, weight.grad[index.to(DEVICE)], 1e-3)
+
+
+def test_scores_equal_hooks():
+    from authors import HookScorer
+
+    systems, load, model = small_model()
+    hooks = HookScorer(copy.deepcopy(model))
+    examples = systems.sentences(load)
+    hooks.score(examples)
+    statistics = Statistics(["a", "b", "c", "d"], load.model, device=DEVICE)
+    scoring.score(model, examples, statistics, ScoreConfig(tokens_per_batch=64))
+    totals = torch.cat([statistics.total[p] for p in statistics.widths], -1).flatten(1).cpu()
+    for example, scores in zip(examples, hooks.scores, strict=True):
+        agree(totals[example.group], scores, 1e-3)

@@ -1,0 +1,123 @@
+"""Run the benchmarks, one file a process, and write bench/results/*.json and bench/RESULTS.md.
+
+    python bench/run.py cpu                         # make bench
+    python bench/run.py gpu                         # make gpu: kernel tests compiled for real, then the benchmarks
+    python bench/run.py gpu-peers                   # make gpu-peers: torch.compile, Liger, DoRA, SHiRA
+    python bench/run.py cpu bench_step.py           # one file; the others' results stay
+
+Works from a plain checkout with nothing installed: slicetune.engine and slicetune.kernels are made importable for
+this run by links in a temporary folder. What fails or is too slow is reported and does not stop the rest.
+SLICETUNE_COMMIT names the commit where there is no git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parent
+FILES = ("bench_kernels.py", "bench_optimizer.py", "bench_step.py", "bench_scoring.py", "bench_selection.py")
+PEER_FILES = ("bench_kernels.py", "bench_step.py")
+LIMIT = {"cpu": 420, "gpu": 200, "gpu-peers": 300}
+"""Seconds after which one file is stopped."""
+
+
+def environment(mode: str, links: Path) -> dict[str, str]:
+    """Variables of the children: where slicetune is, which contenders, and no network."""
+    package = links / "slicetune"
+    package.mkdir()
+    for name in ("engine", "kernels"):
+        (package / name).symlink_to(ROOT / name, target_is_directory=True)
+    peers = {"cpu": "with", "gpu": "without", "gpu-peers": "only"}[mode]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if mode == "cpu" else {}
+    path = os.pathsep.join(filter(None, (str(links), os.environ.get("PYTHONPATH", ""))))
+    quiet = {"KINETO_LOG_LEVEL": "99", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DS_ACCELERATOR": "cpu" if mode == "cpu" else "cuda"}
+    return {**os.environ, **hidden, **quiet, **offline, "PYTHONPATH": path, "SLICETUNE_BENCH_PEERS": peers}
+
+
+def pytest(arguments: list[str], env: dict[str, str], limit: float) -> str:
+    """Run pytest in a process of its own; an empty string or what went wrong."""
+    # -P: the checkout itself must not be on the path, where its `kernels` would pass for Hugging Face's.
+    command = [sys.executable, "-P", "-m", "pytest", "-s", "-W", "ignore", "-p", "no:cacheprovider", *arguments]
+    try:
+        code = subprocess.run(command, cwd=ROOT, env=env, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
+    return "" if code == 0 else f"exit code {code}"
+
+
+def measure(file: str, env: dict[str, str], limit: float) -> dict[str, Any]:
+    """One benchmark file: {"rows", "provenance", "failure", "seconds"}."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "benchmark.json"
+        arguments = [str(BENCH / file), f"--benchmark-json={out}", "--benchmark-quiet", "--benchmark-disable-gc"]
+        failure = pytest(arguments, env, limit)
+        try:
+            data = json.loads(out.read_text())
+        except (OSError, ValueError):
+            data = {"benchmarks": [], "machine_info": {}}
+    rows = [row for each in data["benchmarks"] for row in each["extra_info"].get("rows", [])]
+    provenance = data["machine_info"].get("slicetune", {})
+    return {"rows": rows, "provenance": provenance, "failure": failure, "seconds": round(time.monotonic() - started)}
+
+
+def save(results: Path, mode: str, found: dict[str, dict[str, Any]], tests: dict[str, str]) -> Path:
+    """Put the files' results beside those that earlier runs left for this device; returns the JSON's path."""
+    provenance = next((each["provenance"] for each in found.values() if each["provenance"]), {})
+    device = re.sub(r"[^a-z0-9]+", "-", provenance.get("device", "gpu").lower().removeprefix("nvidia")).strip("-")
+    path = results / f"{'cpu' if mode == 'cpu' else f'{mode}-{device}'}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    files = {**old.get("files", {}), **found}
+    whole = {"mode": mode, "tests": tests or old.get("tests", {}), "files": files}
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def kernel_tests(env: dict[str, str]) -> dict[str, str]:
+    """The kernels compiled for this GPU against float64, then the repository's kernel tests."""
+    failed = pytest([str(BENCH / "gpu_kernels.py")], env, 150)
+    print(f"[gpu] kernels compiled for this GPU: {failed or 'passed'}", flush=True)
+    return {"kernels compiled for this GPU": failed or "passed"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=("cpu", "gpu", "gpu-peers"))
+    parser.add_argument("files", nargs="*", help="benchmark files; all by default")
+    parser.add_argument("--out", type=Path, default=BENCH, help="folder of results/ and RESULTS.md")
+    options = parser.parse_args()
+    if options.mode != "cpu" and not shutil.which("nvidia-smi"):
+        print(f"[{options.mode}] no NVIDIA GPU here (no nvidia-smi)")
+        return 1
+    files = [Path(file).name for file in options.files] or (PEER_FILES if options.mode == "gpu-peers" else FILES)
+    started, found, tests = time.monotonic(), {}, {}
+    with tempfile.TemporaryDirectory() as links:
+        env = environment(options.mode, Path(links))
+        if options.mode == "gpu" and not options.files:
+            tests = kernel_tests(env)
+        for file in files:
+            print(f"[bench] {file}", flush=True)
+            found[file] = measure(file, env, LIMIT[options.mode])
+            print(f"[bench] {file}: {found[file]['failure'] or 'done'}, {found[file]['seconds']} s", flush=True)
+        path = save(options.out / "results", options.mode, found, tests)
+        subprocess.run([sys.executable, "-P", str(BENCH / "report.py"), str(options.out)], env=env, check=True)
+    bad = [file for file, each in found.items() if each["failure"]] + [t for t, how in tests.items() if how != "passed"]
+    print(f"[bench] {path} and RESULTS.md in {time.monotonic() - started:.0f} s" + (f"; failed: {bad}" if bad else ""))
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
