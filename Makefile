@@ -14,7 +14,7 @@ THREADS := $(shell n=$$(( $(CORES) / $(RANKS) )); [ $$n -gt 0 ] && echo $$n || e
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers gpu-ready
+.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -45,16 +45,13 @@ format: $(STAMP) ## mend the style
 kernels-report: $(STAMP) ## compile every kernel for five GPUs, none needed: bench/results/kernels.md
 	$(BIN)/python -m slicetune.kernels.compile
 
-bench: $(STAMP) ## microbenchmarks on this machine
-	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+bench: $(STAMP) ## benchmarks on the CPU, about 10 minutes: bench/RESULTS.md
+	$(BIN)/python bench/run.py cpu $(ARGS)
 
-gpu-ready:
-	@nvidia-smi -L || { echo "[gpu] no NVIDIA GPU here" && exit 1; }
-	$(GPU_PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -e .
+# Nothing is installed and no network is used. The GPU machine's own Python needs wheels of: torch triton transformers
+# peft sacrebleu pytest pytest-benchmark py-cpuinfo deepspeed einops hjson msgpack ninja pydantic psutil tqdm
+gpu: ## on a GPU, offline, at most 8 minutes: kernel tests, benchmarks (besides the README's wheels: pytest-benchmark py-cpuinfo deepspeed einops hjson msgpack ninja pydantic psutil)
+	$(GPU_PYTHON) bench/run.py gpu $(ARGS)
 
-gpu: gpu-ready ## on a GPU, offline: kernel tests, then benchmarks (needs torch triton transformers peft sacrebleu pytest-benchmark pytest-timeout)
-	$(GPU_PYTHON) -m pytest tests/kernels
-	$(GPU_PYTHON) -m pytest bench --benchmark-only -m "not peers"
-
-gpu-peers: gpu-ready ## on a GPU, offline: benchmarks against other libraries (needs liger-kernel too)
-	$(GPU_PYTHON) -m pytest bench --benchmark-only -m peers
+gpu-peers: ## on a GPU, offline, at most 8 minutes: against torch.compile, DoRA, SHiRA, Liger (liger-kernel too)
+	$(GPU_PYTHON) bench/run.py gpu-peers $(ARGS)

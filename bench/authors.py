@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from slicetune.engine.batching import Example, pad
 from slicetune.engine.ffn import find_ffns
 from slicetune.engine.loss import target_losses
-from torch import Tensor, nn
 
 
 class HookScorer:

@@ -15,8 +15,9 @@ import torch
 from bench_kernels import copy_of
 from harness import Comparison, Contender, agree
 from shapes import DEVICE, DTYPE, GPU, NEURON_RATIO, WHOLE_STEP
-from slicetune.engine.optim import SparseColumnAdamW
 from torch import Tensor, nn
+
+from slicetune.engine.optim import SparseColumnAdamW
 
 SHAPE = WHOLE_STEP.model
 LR = 1e-3
@@ -54,7 +55,7 @@ def ours(whole: list[Tensor], chosen: list[Tensor], wanted: list[Tensor], **opti
     optimizer.step()
     limit = {torch.float32: 1e-3}.get(DTYPE, 0.05) if not options else 0.5
     for p, old, want, weight, index in zip(params, before, wanted, whole, chosen, strict=True):
-        agree(p.detach(), want, 1e-6 if DTYPE == torch.float32 and not options else 1e-2, "parameter")
+        agree(p.detach(), want, 1e-6 if torch.float32 == DTYPE and not options else 1e-2, "parameter")
         if not GPU:
             agree(p.detach().double() - old, want - old, limit, "update")
         agree(weight[index], p.detach(), 0.0, "row in the weight")
@@ -132,10 +133,10 @@ def test_optimizer(benchmark):
     comparison.add("copy", copy_of(sum(x.numel() for x in originals) * 4), "floor")
     comparison.add("ours", restored(lambda: ours(whole, chosen, wanted)), "ours")
     comparison.add("ours, 8-bit moments", restored(lambda: ours(whole, chosen, wanted, moments="8bit")), "ours")
-    if DTYPE == torch.bfloat16:
+    if torch.bfloat16 == DTYPE:
         comparison.add("ours, no master", restored(lambda: ours(whole, chosen, wanted, master=False)), "ours")
     comparison.add("torch fused AdamW on copies, copied back", restored(lambda: compact(whole, chosen)))
-    where = f" ({DENSE_LAYERS} of {SHAPE.layers} layers)" if DENSE_LAYERS < SHAPE.layers else ""
+    where = f" ({DENSE_LAYERS} of {SHAPE.layers} layers)" if SHAPE.layers > DENSE_LAYERS else ""
     comparison.add(f"mask and fused AdamW on whole weights{where}", dense(True))
     comparison.add(f"mask and AdamW on whole weights{where}", dense(False))
-    comparison.measure(15 if not GPU else 3)
+    comparison.measure(10 if not GPU else 3)

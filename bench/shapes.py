@@ -1,6 +1,6 @@
 """Sizes that the benchmarks run at: Llama-3.1-8B's on a GPU, a narrower Llama on a CPU, almost nothing in a smoke run.
 
-    SLICETUNE_BENCH=smoke     shrinks every shape, so that tests can see each benchmark run through in seconds
+SLICETUNE_BENCH=smoke     shrinks every shape, so that tests can see each benchmark run through in seconds
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
+
 from slicetune.engine.shapes import LLAMA31_8B, ModelShape
 
 SMOKE = os.environ.get("SLICETUNE_BENCH") == "smoke"

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from harness import Wrong, agree
 from shapes import DEVICE, DTYPE, NEURON_RATIO, Load
+from torch import Tensor, nn
+
 from slicetune.engine import ffn
 from slicetune.engine.batching import Batch, Example, pad
 from slicetune.engine.loss import target_losses
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.shapes import ModelShape
-from torch import Tensor, nn
 
 LR = 1e-5
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -197,13 +198,15 @@ def same_gradients(ours: System, base: nn.Module, neurons: NeuronSet) -> None:
     got = [p.grad.clone() for p in ours.params]
     ours.optimizer.zero_grad()
     sites = ffn.find_ffns(base)
-    chosen = [(key, neurons.slices[key]) for key in sorted(neurons.slices) if len(neurons.slices[key])]  # in ffn.attach's order
+    chosen = [
+        (key, neurons.slices[key]) for key in sorted(neurons.slices) if len(neurons.slices[key])
+    ]  # in ffn.attach's order
     weights = [getattr(sites[layer].module, sites[layer].projections[role]).weight for (layer, role, _), _ in chosen]
     for weight in weights:
         weight.requires_grad_(True)
     try:
         System(base, ours.batch, []).gradients()
-        limit = 1e-3 if DTYPE == torch.float32 else 5e-2
+        limit = 1e-3 if torch.float32 == DTYPE else 5e-2
         for grad, weight, (key, index) in zip(got, weights, chosen, strict=True):
             agree(grad, weight.grad[index.to(weight.device)], limit, f"gradient of layer {key[0]} {key[1]}")
     finally:

@@ -232,7 +232,15 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         data, systems = self.config.data, {}
-        references = {d: [p.target for p in self.test(d)] for d in data.domains}
+        pairs = {d: self.test(d) for d in data.domains}
+        references = {d: [p.target for p in pairs[d]] for d in data.domains}
+        for d in data.domains:  # beside the systems' lines, for the report and for sacrebleu's command line
+            lines = (
+                [" ".join(t.splitlines()) for t in side]
+                for side in zip(*((p.source, p.target) for p in pairs[d]), strict=True)
+            )
+            for kind, code, side in zip(("source", "reference"), (data.source, data.target), lines, strict=True):
+                write_lines(self.out / "translations" / kind / f"{d}.{code}", side)
         for system in [*(["base"] if self.config.evaluate.base else []), self.name]:
             folder = self.out / "translations" / system
             lines = {

@@ -53,6 +53,8 @@ class ZeroEngine:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         import deepspeed
 
+        # A C++ extension for inference that DeepSpeed would compile here for a minute, if there is a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.stage = config.zero.stage
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -261,6 +261,22 @@ def test_a_second_backward_raises():
         loss.backward()
 
 
+def test_the_ffn_under_autocast():
+    """bf16 products, fp32 gradients, within bf16's rounding of the fp32 run."""
+    model = toys.model()
+    attach(model, toys.neurons())
+    ffn = model.model.layers[1].mlp
+    x = torch.randn(9, toys.HIDDEN, requires_grad=True)
+    wanted = [x, ffn.gate_proj.rows, ffn.up_proj.rows, ffn.down_proj.rows]
+    exact = torch.autograd.grad(ffn(x).square().sum(), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ffn(x)
+    assert y.dtype == torch.bfloat16
+    for got, expected in zip(torch.autograd.grad(y.float().square().sum(), wanted), exact, strict=True):
+        assert got.dtype == torch.float32
+        assert 0 < (got - expected).norm() < 0.02 * expected.norm()
+
+
 def test_compiles_without_a_graph_break():
     model = toys.model()
     params = attach(model, toys.neurons())
