@@ -48,10 +48,11 @@ kernels-report: $(STAMP) ## compile every kernel for five GPUs, none needed: ben
 bench: $(STAMP) ## benchmarks on the CPU, about 10 minutes: bench/RESULTS.md
 	$(BIN)/python bench/run.py cpu $(ARGS)
 
-# Nothing is installed and no network is used. The GPU machine's own Python needs wheels of: torch triton transformers
-# peft sacrebleu pytest pytest-benchmark py-cpuinfo deepspeed einops hjson msgpack ninja pydantic psutil tqdm
-gpu: ## on a GPU, offline, at most 8 minutes: kernel tests, benchmarks (besides the README's wheels: pytest-benchmark py-cpuinfo deepspeed einops hjson msgpack ninja pydantic psutil)
+# Nothing is installed, no network is used. Beyond torch triton transformers peft sacrebleu pytest-benchmark (and what
+# they need) the GPU machine's Python wants wheels of deepspeed, einops, hjson, msgpack, ninja and pydantic: without
+# them the DeepSpeed row alone says so. matplotlib draws the plots, where it is installed.
+gpu: ## on a GPU, offline, ≤ 8 minutes: kernel tests, benchmarks (more wheels: deepspeed einops hjson msgpack ninja pydantic)
 	$(GPU_PYTHON) bench/run.py gpu $(ARGS)
 
-gpu-peers: ## on a GPU, offline, at most 8 minutes: against torch.compile, DoRA, SHiRA, Liger (liger-kernel too)
+gpu-peers: ## on a GPU, offline, ≤ 8 minutes: against torch.compile, DoRA, SHiRA, Liger (more wheels: liger-kernel)
 	$(GPU_PYTHON) bench/run.py gpu-peers $(ARGS)

@@ -19,14 +19,15 @@ import systems
 import torch
 from authors import HookScorer
 from harness import Comparison, Contender, agree
-from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_TINY, SMALL_GPU_SCORE, SMOKE, Load
+from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_LONGER, SCORE_TINY, SMALL_GPU_SCORE, SMOKE, Load
 
 from slicetune.engine import scoring
 from slicetune.engine.config import ScoreConfig
+from slicetune.engine.shapes import LLAMA31_8B
 from slicetune.engine.statistics import Statistics
 
 DOMAINS = ["a", "b", "c", "d"]
-TOKENS_PER_BATCH = 4096 if GPU else 1024
+TOKENS_PER_BATCH = 4096 if GPU else 512
 BASELINE = 4 if SMOKE else 32 if GPU else 24
 """Sentences that the baseline scores in a round: each costs it the same."""
 GROWTH = (2, 4) if SMOKE else (32, 64, 128) if GPU else (12, 24, 48)
@@ -50,11 +51,12 @@ def right(model: Any, plain: Any, load: Load, examples: list) -> None:
         agree(totals[group].flatten(), want, 1e-4 if torch.float32 == DTYPE else 5e-2, f"scores of domain {group}")
 
 
-@pytest.mark.parametrize("load", [SCORE, SCORE_TINY], ids=["wide", "tiny"])
+@pytest.mark.parametrize("load", [SCORE, SCORE_LONGER, SCORE_TINY], ids=["short", "longer", "tiny"])
 def test_scoring(benchmark, load):
     model = systems.random_model(load.model)
     plain = copy.deepcopy(model)  # scoring fuses the FFNs of the model that it is given
     examples = systems.sentences(load, max(load.sentences, 8 * GROWTH[-1]))
+    growth = () if load is SCORE_LONGER else GROWTH
     config = ScoreConfig(tokens_per_batch=TOKENS_PER_BATCH)
     comparison = Comparison(benchmark, "scoring", _setting(load))
 
@@ -65,7 +67,7 @@ def test_scoring(benchmark, load):
         def run(count: int) -> None:
             scoring.score(model, examples[:count], statistics, config)
 
-        memory = {str(8 * n): _memory(lambda n=n: run(8 * n)) for n in GROWTH}
+        memory = {str(8 * n): _memory(lambda n=n: run(8 * n)) for n in growth}
         held = footprint.resident(model, list(statistics.histogram.values()), statistics.total)
         facts = {"sentences": load.sentences, "growth": memory, "resident_bytes": held}
         facts["note"] = f"batches of up to {TOKENS_PER_BATCH:,} tokens"
@@ -84,8 +86,14 @@ def test_scoring(benchmark, load):
                 scorer.scores = []
                 return _memory(lambda: run(count))
 
-            memory = {str(n): measure(n) for n in GROWTH}
+            memory = {str(n): measure(n) for n in growth}
             facts = {"sentences": BASELINE, "growth": memory, "resident_bytes": footprint.resident(own)}
+            kept = 4 * load.model.neurons
+            whole = 4 * LLAMA31_8B.neurons * 40_000 / 1e9
+            facts["note"] = (
+                f"keeps {kept / 1e3:.0f} kB a sentence, 4 bytes a neuron; by arithmetic {whole:.0f} GB for 40,000 "
+                "sentences on Llama-3.1-8B"
+            )
             return Contender(lambda: run(BASELINE), facts=facts)
 
         return make
@@ -93,7 +101,7 @@ def test_scoring(benchmark, load):
     comparison.add("ours", ours, "ours")
     comparison.add("hooks at batch 1, full weight gradients", hooks(True))
     comparison.add("hooks at batch 1, frozen weights", hooks(False))
-    rows = comparison.measure(20 if GPU else 45 if load is SCORE else 15)
+    rows = comparison.measure(12 if GPU else 40 if load is SCORE else 15)
     for row in rows.values():
         if "seconds" in row:
             row["sentences_per_second"] = row["sentences"] / row["seconds"]

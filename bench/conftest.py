@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -22,5 +23,6 @@ def seeded():
     """Every benchmark draws the same numbers, and leaves no GPU memory to the next."""
     torch.manual_seed(0)
     yield
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

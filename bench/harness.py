@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import gc
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -91,6 +92,7 @@ class Comparison:
             if times and name in self.live:
                 self.rows[name] |= _summary(times)
         self.benchmark.extra_info["rows"] = list(self.rows.values())
+        self._keep()
         self._print()
         failed = [f"{n}: {row['error']}" for n, row in self.rows.items() if row["kind"] == "ours" and "error" in row]
         assert not failed, "; ".join(failed)
@@ -148,6 +150,12 @@ class Comparison:
         took = (time.perf_counter() - start) / inner
         gc.enable()
         return took
+
+    def _keep(self) -> None:
+        """Rows on disk as soon as they are there, for run.py to find if this process is stopped later."""
+        if path := os.environ.get("SLICETUNE_BENCH_ROWS"):
+            with open(path, "a") as file:
+                file.write(json.dumps({"rows": list(self.rows.values()), "provenance": provenance()}) + "\n")
 
     def _print(self) -> None:
         print(f"\n[{self.suite}] {self.setting}")

@@ -34,8 +34,7 @@ def draw(stem: str, tables: list[tuple[str, str, list[Row]]], folder: Path) -> l
 def _save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     return path
 
@@ -93,7 +92,7 @@ def _kernels(tables: list[tuple[str, list[Row]]], path: Path) -> Path:
             kept.append((suite, copy["bytes"] / copy["seconds"], good))
     height = sum(len(rows) for _, _, rows in kept) * 0.26 + 0.55 * len(kept) + 0.5
     ratios = [len(rows) + 1 for _, _, rows in kept] or [1]
-    options = {"height_ratios": ratios}
+    options = {"height_ratios": ratios, "hspace": 0.6}
     figure, axes = plt.subplots(len(ratios), 1, figsize=(8, height), sharex=True, gridspec_kw=options, squeeze=False)
     for axis, (suite, copy, rows) in zip(axes[:, 0], kept, strict=False):
         _bars(axis, rows, [row["bytes"] / row["seconds"] / copy for row in rows], f"{suite}: bandwidth ÷ copy")

@@ -78,7 +78,10 @@ def cells(row: Row, rows: list[Row], columns: list[str]) -> list[str]:
     if "error" in row:
         return [row["name"], f"not measured: {row['error']}", *[""] * (len(columns) - 2)]
     copy, product = ceilings(rows)
-    found = {"": row["name"], "time": f"{seconds(row['seconds'])} ({seconds(row['low'])} – {seconds(row['high'])})"}
+    found = {
+        "contender": row["name"],
+        "time": f"{seconds(row['seconds'])} ({seconds(row['low'])} – {seconds(row['high'])})",
+    }
     base = next((r for r in rows if r["kind"] in ("floor", "ours") and "seconds" in r), row)
     found["time ÷ first"] = f"{row['seconds'] / base['seconds']:.2f}"
     if "bytes" in row:
@@ -104,7 +107,7 @@ def columns_of(rows: list[Row]) -> list[str]:
     def some(field: str) -> bool:
         return any(row.get(field) for row in rows)
 
-    wanted = ["", "time", "time ÷ first"]
+    wanted = ["contender", "time", "time ÷ first"]
     wanted += ["GB/s", "of copy"] if some("bytes") else []
     wanted += ["TFLOP/s", "of product"] if some("flops") else []
     wanted += [title for field, title in MEMORY if some(field)]
@@ -142,9 +145,11 @@ def target_table(everything: list[Results]) -> str:
     for target in TARGETS:
         found = [r for r in everything if r.mode == target.mode]
         for results in found:
-            lines.append([target.text, results.name, *target.verdict(results.rows)])
+            measured, met = target.verdict(results.rows)
+            smoke = results.provenance.get("smoke")
+            lines.append([target.text, results.name, measured, "smoke run" if smoke else met])
         if not found:
-            lines.append([target.text, target.mode, "not measured: no such machine was at hand", ""])
+            lines.append([target.text, "a GPU", "not measured: none was at hand", ""])
     return table(["target", "on", "measured", "met"], lines)
 
 

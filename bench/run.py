@@ -67,17 +67,20 @@ def measure(files: str, env: dict[str, str], limit: float) -> dict[str, Any]:
     """One process over one benchmark file, or several: {"rows", "provenance", "failure", "seconds"}."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "benchmark.json"
+        out, early = Path(folder) / "benchmark.json", Path(folder) / "rows.jsonl"
         paths = [str(BENCH / file) for file in files.split()]
         arguments = [*paths, f"--benchmark-json={out}", "--benchmark-quiet", "--benchmark-disable-gc"]
-        failure = pytest(arguments, env, limit)
+        failure = pytest(arguments, {**env, "SLICETUNE_BENCH_ROWS": str(early)}, limit)
         try:
             data = json.loads(out.read_text())
-        except (OSError, ValueError):
-            data = {"benchmarks": [], "machine_info": {}}
-    rows = [row for each in data["benchmarks"] for row in each["extra_info"].get("rows", [])]
-    provenance = data["machine_info"].get("slicetune", {})
-    return {"rows": rows, "provenance": provenance, "failure": failure, "seconds": round(time.monotonic() - started)}
+            found = [
+                {**each["extra_info"], "provenance": data["machine_info"]["slicetune"]} for each in data["benchmarks"]
+            ]
+        except (OSError, ValueError, KeyError):  # stopped: what it had measured by then
+            found = [json.loads(line) for line in early.read_text().splitlines()] if early.is_file() else []
+    rows = [row for each in found for row in each.get("rows", [])]
+    about = found[0]["provenance"] if found else {}
+    return {"rows": rows, "provenance": about, "failure": failure, "seconds": round(time.monotonic() - started)}
 
 
 def save(results: Path, mode: str, found: dict[str, dict[str, Any]], tests: dict[str, str]) -> Path:

@@ -40,8 +40,8 @@ class Load:
         return f"{size}, {self.tokens:,} tokens ({self.sentences} × {self.length}), {str(DTYPE).removeprefix('torch.')}"
 
 
-def _pick(gpu: Load, cpu: Load) -> Load:
-    return Load(SMOKE_MODEL, 3, 8) if SMOKE else gpu if GPU else cpu
+def _pick(gpu: Load, cpu: Load, smoke: int = 3) -> Load:
+    return Load(SMOKE_MODEL, smoke, 8) if SMOKE else gpu if GPU else cpu
 
 
 EIGHT_LAYERS = replace(LLAMA31_8B, layers=8)
@@ -50,19 +50,21 @@ EIGHT_LAYERS = replace(LLAMA31_8B, layers=8)
 STEP = _pick(Load(EIGHT_LAYERS, 64, 128), Load(CPU_MODEL, 5, 96))
 """A training step. On the CPU 5 sentences, the global batch of CANEFT's authors."""
 
-SHORT_STEP = _pick(Load(EIGHT_LAYERS, 5, 96), Load(CPU_MODEL, 1, 96))
+SHORT_STEP = _pick(Load(EIGHT_LAYERS, 5, 96), Load(CPU_MODEL, 1, 96), 2)
 """A small one: the authors' 5 sentences on a GPU, one sentence (a rank's share of them) on a CPU."""
 
-WHOLE_STEP = _pick(Load(LLAMA31_8B, 32, 128), Load(CPU_MODEL, 5, 96))
+WHOLE_STEP = _pick(Load(LLAMA31_8B, 32, 128), Load(CPU_MODEL, 5, 96), 4)
 """All layers of the 8B: the methods that fit."""
 
 SMALL_GPU_STEP = _pick(Load(LLAMA31_8B, 16, 128), Load(CPU_MODEL, 5, 96))
 """The 8B on a card of 24 GB, with activation checkpointing."""
 
-SCORE = _pick(Load(EIGHT_LAYERS, 512, 32), Load(CPU_MODEL, 192, 12))
-"""Many short sentences to score (`sentences` of them in all)."""
+SCORE = _pick(Load(EIGHT_LAYERS, 512, 32), Load(CPU_MODEL, 192, 8))
+"""Many short sentences to score (`sentences` of them in all); on a CPU of a subtitle's length."""
 
-SCORE_TINY = _pick(Load(TINY_MODEL, 512, 24), Load(TINY_MODEL, 512, 24))
+SCORE_LONGER = _pick(Load(EIGHT_LAYERS, 256, 128), Load(CPU_MODEL, 96, 24), 2)
+
+SCORE_TINY = Load(SMOKE_MODEL, 4, 9) if SMOKE else Load(TINY_MODEL, 512, 24)
 """The same on a model of the size that `make quickstart` scores."""
 
 SMALL_GPU_SCORE = _pick(Load(LLAMA31_8B, 64, 32), Load(CPU_MODEL, 32, 12))
