@@ -30,6 +30,7 @@ class Tap(Protocol):
 
     segments: Tensor  # int32 [samples, 2], half-open ranges of the flattened tokens
     reduce: str  # "mean_abs" | "abs_sum"
+    anchor: Tensor  # requires a gradient, so that the first FFN has a backward although its input needs none
 
     def record(self, layer: int, scores: dict[str, Tensor], active: Tensor, activation: Tensor) -> None:
         """Per-sample sums [samples, width] by projection; active counts and sums of h [samples, I]."""
@@ -75,13 +76,13 @@ class FusedFFN(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         function = _GatedFFN if "gate" in self.names else _PlainFFN
         slices = [p for linear in self.linears() for p in _slots(linear)]
-        y = function.apply(x, self, *slices)
+        y = function.apply(x, self, self.tap.anchor if self.tap else None, *slices)
         return y if residual is None else residual + y
 
 
 class _GatedFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, ffn, *slices):
+    def forward(ctx, x, ffn, anchor, *slices):
         gate, up, down = ffn.linears()
         shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
         x2, *w = _operands(x2, gate, up, down)
@@ -125,12 +126,12 @@ class _GatedFFN(torch.autograd.Function):
             *_gradients(up, grad.dup, x, dy_columns=grad.dup_columns),
             *_gradients(down, dy, grad.h, x_columns=grad.h_columns),
         )
-        return None if dx is None else dx.view(*shape[:-1], -1), None, *slices
+        return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
 
 
 class _PlainFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, ffn, *slices):
+    def forward(ctx, x, ffn, anchor, *slices):
         first, second = ffn.linears()
         shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
         x2, *w = _operands(x2, first, second)
@@ -169,7 +170,7 @@ class _PlainFFN(torch.autograd.Function):
             *_gradients(first, grad.dpre, x, dy_columns=grad.dpre_columns),
             *_gradients(second, dy, grad.h, x_columns=grad.h_columns),
         )
-        return None if dx is None else dx.view(*shape[:-1], -1), None, *slices
+        return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
 
 
 def find_ffns(model: nn.Module) -> list[FFNSite]:

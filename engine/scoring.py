@@ -26,6 +26,7 @@ class ScoreTap:
 
     def __init__(self, statistics: Statistics, config: ScoreConfig) -> None:
         self.statistics, self.reduce, self.tokens = statistics, config.token_reduce, config.tokens
+        self.anchor = torch.zeros((), requires_grad=True)
         self.segments: Tensor
         self.lengths: Tensor
         self.groups: Tensor
@@ -73,7 +74,6 @@ def score(
     device = next(model.parameters()).device
     tap = ScoreTap(statistics, config)
     fused = fuse(model)
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.training]
     try:
         for ffn in fused:
@@ -89,7 +89,6 @@ def score(
             _loss(model, batch, config.loss).backward()
             progress(len(indices))
     finally:
-        hook.remove()
         for ffn in fused:
             ffn.tap = None
         for block in blocks:

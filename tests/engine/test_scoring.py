@@ -81,7 +81,6 @@ def by_engine(model, examples, config: ScoreConfig, packed: bool) -> dict[tuple[
     recorder = Recorder([e.uid for e in examples])
     tap = ScoreTap(recorder, config)
     model.requires_grad_(False)
-    hook = model.get_input_embeddings().register_forward_hook(lambda m, a, out: out.requires_grad_())
     for ffn in fuse(model):
         ffn.tap = tap
     batch = pack(examples) if packed else pad(examples, 0)
@@ -90,7 +89,6 @@ def by_engine(model, examples, config: ScoreConfig, packed: bool) -> dict[tuple[
     losses = target_losses(model, batch)
     total = sum(getattr(losses[batch.target_sample == s], config.loss)() for s in range(len(examples)))
     total.backward()
-    hook.remove()
     return recorder.scores
 
 
