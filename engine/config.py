@@ -102,6 +102,8 @@ class ScoreConfig:
     """Histogram bins cover scores from 2^lowest_octave, 32 octaves up, 8 bins each."""
     counts: Literal["auto", "device", "host"] = "auto"
     """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
+    save_minutes: float = 10.0
+    """Every so often each rank saves its statistics (2.1 GB for four domains on an 8B), to go on from after a break."""
 
 
 @dataclass
@@ -135,6 +137,8 @@ class TrainConfig:
     """Checkpoints kept, the best one apart."""
     load_best: bool = True
     """Export the checkpoint with the lowest dev loss rather than the last."""
+    loss_spike: Literal["warn", "stop"] = "warn"
+    """What to do when an update's loss jumps far above its running mean: say so, or stop before the next save."""
     logging_steps: int = 10
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
