@@ -1,7 +1,7 @@
 """`make faults`: every fault of the table in full; writes tests/FAULTS.md. The tests run the same trials, fewer.
 
-    python tests/faults.py                 # all
-    python tests/faults.py --points 20     # a sample
+python tests/faults.py                 # all
+python tests/faults.py --points 20     # a sample
 """
 
 from __future__ import annotations
