@@ -90,7 +90,7 @@ def test_a_loss_spike_is_said_once_and_does_not_move_the_mean(capsys):
     assert "step 30: loss 9.000 after a mean of 2.1" in (said := capsys.readouterr().out)
     assert "it/train/7 law/train/2" in said
     assert 2.0 < watch.mean < 2.2
-    with pytest.raises(UserError, match="stopped by --train.loss-spike stop"):
+    with pytest.raises(UserError, match=r"stopped by --train\.loss-spike stop"):
         warn_of_spike(watch, 9.0, 31, 1e-3, ["it/train/7"], stop=True)
 
 
