@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from slicetune.engine import status, tiny
 
-KILLS = int(os.environ.get("SLICETUNE_JOB_KILLS", "1"))
+KILLS = int(os.environ.get("SLICETUNE_JOB_KILLS", "0"))
+"""Jobs to kill; `make faults` kills ten and sends signals in training too, which test_interrupts.py has in small."""
 SLOW = {"data.train-sentences": "40", "data.dev-sentences": "4", "train.save-steps": "1", "score.save-minutes": "0"}
 """Enough batches in every stage for a signal to arrive within it."""
 MANY = {
@@ -82,7 +83,7 @@ def test_signals_in_every_stage_lose_nothing(base, unbroken, tmp_path):
         ("[train]", twice_to_rank(0, signal.SIGINT)),
         ("[translate]", to_agent(signal.SIGTERM)),
     ]
-    for words, strike in ends:
+    for words, strike in ends if KILLS else (ends[0], ends[3]):
         ended = stop(base, out, words, strike)
         assert (ended["state"], ended["exit_code"]) == ("interrupted", 75), ended["log"][-3000:]
         assert "error: interrupted by a signal while" in ended["log"]
