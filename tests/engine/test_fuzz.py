@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import string
 from collections.abc import Callable
