@@ -14,7 +14,7 @@ THREADS := $(shell n=$$(( $(CORES) / $(RANKS) )); [ $$n -gt 0 ] && echo $$n || e
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers
+.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers faults fuzz doctor
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -32,6 +32,15 @@ quickstart: $(STAMP) ## the main job on the embedded model and corpus: scores, n
 test: lint ## style and all tests
 	@echo "[test] pytest"
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(STAMP) ## every fault in full, about an hour: tests/FAULTS.md
+	$(BIN)/python tests/faults.py $(ARGS)
+
+fuzz: $(STAMP) ## random and damaged input, N of each kind (default 2000), drawn anew
+	SLICETUNE_FUZZ=$(or $(N),2000) $(BIN)/python -m pytest tests/engine/test_fuzz.py --timeout 0 $(ARGS)
+
+doctor: $(STAMP) ## what this machine can do; what a bug report needs
+	$(BIN)/python -m slicetune.engine.doctor
 
 lint: $(STAMP) ## style: ruff check and format --check
 	@echo "[lint] ruff"

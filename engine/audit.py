@@ -200,17 +200,15 @@ def _comparison(old: str, new: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`BASE RUN` → 0 if nothing outside the neuron set changed, 1 if something did, 2 if that cannot be told."""
+    from .cli import one_line
     from .models import snapshot
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 2:
         print("usage: python -m slicetune.engine.audit BASE RUN", file=sys.stderr)
         return 2
-    try:
+    with one_line():
         report = audit(snapshot(arguments[0]), arguments[1])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     print(report)
     return 0 if report.ok else 1
 

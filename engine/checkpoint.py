@@ -12,43 +12,60 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .errors import UserError
+from .shards import Entry, write_shard
 
 MANIFEST = "manifest.json"
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint to `folder`. Raises UserError if the disk has no room; what was there before stays."""
-    from safetensors.torch import save_file
+    need = sum(t.numel() * t.element_size() for t in tensors.values())
+    entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    fill = lambda partial: write_shard(partial / "state.safetensors", entries, tensors.__getitem__, None)  # noqa: E731
+    write(folder, state, need, fill)
 
-    need = sum(t.numel() * t.element_size() for t in tensors.values()) + 1_000_000
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < need:
-        raise UserError(f"{folder}: a checkpoint needs {need >> 20} MiB, the disk has {free >> 20}: make room, resume")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+
+def write(folder: Path, state: dict[str, Any], need: int, fill: Callable[[Path], None]) -> None:
+    """Make `folder` out of state.json and what `fill(folder)` writes (about `need` bytes), whole or not at all.
+
+    An older folder of that name is moved aside before the new one takes its place, so that at every moment one of
+    them is whole. Raises UserError if the disk has no room.
+    """
+    partial, stale = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.stale")
     try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _room(folder, need + 1_000_000)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        fill(partial)
         _write(partial / "state.json", json.dumps(state, indent=1))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
-        _sync(partial / "state.safetensors")
         _write(partial / MANIFEST, json.dumps(files, indent=1))
         _sync(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(stale, ignore_errors=True)
+            folder.rename(stale)
         partial.rename(folder)
         _sync(folder.parent)
+        shutil.rmtree(stale, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{folder}: could not be written ({error.strerror}); earlier checkpoints are untouched"
+            f"{folder}: could not be written ({error.strerror}); earlier checkpoints are untouched: make room, resume"
         ) from error
+
+
+def _room(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < need:
+        raise UserError(f"{folder}: a checkpoint needs {need >> 20} MiB, the disk has {free >> 20}: make room, resume")
 
 
 def fault(folder: Path) -> str | None:
@@ -56,32 +73,46 @@ def fault(folder: Path) -> str | None:
     if folder.name.endswith(".partial"):
         return f"{folder}: unfinished (the process ended while writing it)"
     try:
-        files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{folder / MANIFEST}: missing or unreadable"
-    for name, entry in files.items():
+    for name, (size, digest) in listed.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
             return f"{path}: missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{path}: {path.stat().st_size} bytes, {entry['bytes']} were written"
-        if _sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            return f"{path}: {path.stat().st_size} bytes, {size} were written"
+        if _sha256(path) != digest:
             return f"{path}: its content changed since it was written (sha256)"
-    return None
+    return None if "state.json" in listed else f"{folder / MANIFEST}: does not list state.json"
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of a checkpoint. Raises UserError naming the file if it is not whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     problem = fault(folder)
     if problem:
         raise UserError(f"{problem}: name another checkpoint, or --resume auto for the newest whole one")
-    return load_file(folder / "state.safetensors"), read_state(folder)
+    try:
+        return load_file(folder / "state.safetensors"), read_state(folder)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}/state.safetensors: {error}: name another checkpoint, or --resume auto") from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "state.json").read_text())
+    """state.json. Raises UserError if it is not the state of a checkpoint."""
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        sound = isinstance(state["step"], int) and state["step"] >= 0 and isinstance(state.get("identity", {}), dict)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: not the state of a checkpoint: name another one, or --resume auto")
+    return state
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
@@ -96,16 +127,18 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(root: Path, keep: int, also: Path | None) -> None:
-    """Delete all but the newest `keep` checkpoints and `also` (the best one), unfinished folders too."""
-    whole = sorted((f for f in root.glob("step-*") if not f.name.endswith(".partial")), key=_step)
-    for folder in [*whole[: -keep or None], *root.glob("step-*.partial")]:
+    """Delete all but the newest `keep` checkpoints and `also` (the best one), unfinished and stale folders too."""
+    found = sorted(root.glob("step-*"), key=_step)
+    whole = [f for f in found if not f.suffix]
+    for folder in [*whole[: -keep or None], *(f for f in found if f.suffix in (".partial", ".stale"))]:
         if folder != also:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _step(folder: Path) -> int:
+def _step(folder: Path) -> tuple[int, bool]:
+    """Order of checkpoints: by step, of two of the same step the one that is not stale last."""
     digits = folder.name.removeprefix("step-").split(".")[0]
-    return int(digits) if digits.isdigit() else -1
+    return int(digits) if digits.isascii() and digits.isdigit() else -1, folder.suffix != ".stale"
 
 
 def _sha256(path: Path) -> str:
@@ -114,8 +147,10 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    _sync(path)
+    with path.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
     python recipes/caneft_llama31.py --dry-run
 
-Flags are the fields of config.RunConfig by their dotted names (tyro). This is the one place where a UserError becomes
-a line on stderr and exit code 2; `--debug` or SLICETUNE_DEBUG=1 shows the traceback instead.
+Flags are the fields of config.RunConfig by their dotted names (tyro). `one_line` is the one place where an error
+becomes a line on stderr and an exit code (errors.py has the table); `--debug` or SLICETUNE_DEBUG=1 shows the traceback
+instead.
 """
 
 from __future__ import annotations
@@ -13,24 +14,22 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from . import distributed, signals
 from .config import RunConfig
 from .distributed import rank, world
-from .errors import UserError
+from .errors import UserError, describe
 
 DRY_RUN_GPUS = 8
 """GPUs that a dry run counts with where torchrun does not say."""
 
 
 def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
-    """Parse `args` (default: the command line) over a recipe's `defaults`, and run.
-
-    Exits with code 2 and one line on stderr when a setting or the data is wrong.
-    """
+    """Parse `args` (default: the command line) over a recipe's `defaults`, and run; exits as errors.Exit says."""
     args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args or os.environ.get("SLICETUNE_DEBUG") == "1"
-    try:
+    signals.install()
+    with one_line("--debug" in args):
         config = parse(defaults, [arg for arg in args if arg != "--debug"])
         if config.dry_run:
             dry_run(config, defaults)
@@ -38,12 +37,24 @@ def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
             from .run import run
 
             run(config)
-    except UserError as error:
-        if debug:
+
+
+@contextlib.contextmanager
+def one_line(debug: bool = False) -> Iterator[None]:
+    """Every command's outermost frame: an error inside ends the process with its line and its exit code."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if debug or os.environ.get("SLICETUNE_DEBUG") == "1":
             raise
-        who = f"rank {rank()}: " if world() > 1 else ""
-        print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        code, message = describe(error)
+        agreed = getattr(error, "agreed", False)
+        if rank() == 0 or not agreed:
+            who = f"rank {rank()}: " if world() > 1 and not agreed else ""
+            print(f"error: {who}{message}", file=sys.stderr, flush=True)
+        if agreed:
+            distributed.stop()  # else another rank may wait in a collective, and NCCL would wait for it
+        sys.exit(int(code))
 
 
 def parse(defaults: RunConfig, args: Sequence[str]) -> RunConfig:

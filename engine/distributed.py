@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from .errors import UserError
 
 
 def rank() -> int:
@@ -65,6 +68,25 @@ def agree(value: float, operation: str = "max") -> float:
     return float(tensor)
 
 
+def sums(*values: float) -> list[float]:
+    """Each number's sum over all ranks, in one collective."""
+    if not dist.is_initialized() or world() == 1:
+        return list(values)
+    dtype = torch.float32 if torch.cuda.is_available() else torch.float64
+    tensor = torch.tensor(values, dtype=dtype, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def collect(value: Any) -> list[Any]:
+    """Every rank's value, on every rank, in the ranks' order."""
+    if not dist.is_initialized() or world() == 1:
+        return [value]
+    box: list[Any] = [None] * world()
+    dist.all_gather_object(box, value)
+    return box
+
+
 def share_object(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if not dist.is_initialized() or world() == 1:
@@ -72,6 +94,20 @@ def share_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=device())
     return box[0]
+
+
+def first(work: Callable[[], Any]) -> Any:
+    """The first rank's `work()`, which the others wait for (they get None); a UserError of it is raised by all."""
+    result, problem = None, None
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            problem = str(error)
+    problem = share_object(problem)
+    if problem is not None:
+        raise UserError(problem, agreed=True)
+    return result
 
 
 def print0(*words: object) -> None:

@@ -6,7 +6,6 @@ Weights go straight to their device; no pickle and no remote code is read. Next:
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import folders
 from .config import ModelConfig
 from .errors import UserError
 
@@ -32,36 +32,16 @@ def resolve(path: str) -> str:
 def snapshot(path: str) -> Path:
     """The local folder that holds the model's files, downloaded first if `path` is a hub id.
 
-    Raises UserError if the folder has no safetensors (pickle is not read) or the hub refuses.
+    Raises UserError if the hub refuses, or for what folders.check finds.
     """
     path = resolve(path)
     folder = Path(path) if Path(path).is_dir() else _download(path)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so not a Hugging Face model folder")
-    if "auto_map" in read_config(folder):
-        raise UserError(f"{folder}/config.json asks for code of its own (auto_map): remote code is not run")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: no .safetensors file (pickled weights are not read): convert the checkpoint first")
-    _check_shards(folder)
+    folders.check(folder)
     return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json is not JSON ({error}): download it again") from None
-
-
-def _check_shards(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-        if Path(shard).name != shard:
-            raise UserError(f"{index}: shard name {shard!r} points outside the folder: do not use this checkpoint")
-        if not (folder / shard).is_file():
-            raise UserError(f"{index}: shard {shard} is missing: download the checkpoint again")
+    return folders.read_json(folder / "config.json")
 
 
 def _download(path: str) -> Path:
@@ -112,7 +92,12 @@ def load_tokenizer(path: str) -> Any:
     """The tokenizer, with a padding token (its end token if it has none: labels never depend on it)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(snapshot(path))
+    folder = snapshot(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # missing, damaged or of an unknown kind: a dozen exceptions, one meaning
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(f"{folder}: no tokenizer that can be read ({type(error).__name__}: {reason})") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -134,7 +119,10 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
         dtype=dtype or model_dtype(config.dtype, device),
         attn_implementation=attention_path(config.attention, device, read_config(folder)["model_type"]),
         device_map=None if device.type == "cpu" else device,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
+    folders.check_weights(folder, model)
     model.config.use_cache = False
     model.eval()
     model.requires_grad_(False)

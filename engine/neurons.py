@@ -59,6 +59,9 @@ class NeuronSet:
 
     def __post_init__(self) -> None:
         self.widths, self.fan_in = dict(self.widths), dict(self.fan_in)
+        sizes = (self.layers, *self.widths.values(), *self.fan_in.values())
+        if self.widths.keys() != self.fan_in.keys() or not all(type(n) is int and n > 0 for n in sizes):
+            raise UserError(f"{self.layers} layers, widths {self.widths}, fan-in {self.fan_in}: not a model's shape")
         for (layer, projection, axis), index in self.slices.items():
             _check_slice(self, layer, projection, axis, index)
         filled = [key for key, index in self.slices.items() if len(index)]

@@ -79,9 +79,14 @@ def resolve(data: DataConfig) -> Prompt:
         return Prompt(system=SYSTEMS[data.prompt])
     names = " ".join(SYSTEMS)
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(data.prompt) if name is not None}
+        parsed = [
+            (name, spec or kind) for _, name, spec, kind in string.Formatter().parse(data.prompt) if name is not None
+        ]
     except ValueError as error:
         raise UserError(f"--data.prompt {data.prompt!r}: {error}; write {{{{ for a brace of the text") from None
+    fields = {name for name, _ in parsed}
+    if formatted := [name for name, extra in parsed if extra]:
+        raise UserError(f"--data.prompt: {{{formatted[0]}}} has a format of its own: write the plain field")
     if unknown := sorted(fields - {"src", "tgt", "domain"}):
         raise UserError(f"--data.prompt: no field {{{unknown[0]}}}; there are {{src}}, {{tgt}} and {{domain}}")
     if "tgt" not in fields:

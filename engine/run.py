@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, corpus, distributed, models, prompts
+from . import checkpoint, corpus, distributed, models, prompts, signals, status
 from .batching import Example, examples
 from .config import RunConfig, as_dict
 from .errors import UserError
@@ -25,6 +26,7 @@ from .export import export_model, summary
 from .ffn import attach, find_ffns
 from .metrics import peak_memory
 from .neurons import NeuronSet
+from .progress import Progress
 from .report import table, write_report
 from .scoring import counts_device, score
 from .selection import select
@@ -39,13 +41,14 @@ from .translation import gather, translate, write_lines
 def run(config: RunConfig) -> dict[str, Any]:
     """Run every stage that is not done; returns the content of results.json. Raises UserError for bad input."""
     distributed.start()
-    try:
+    lock = Lock(Path(config.out))
+    with status.recorded(lock.out):
         torch.manual_seed(config.seed)
         if config.deterministic:
-            torch.use_deterministic_algorithms(True)
-        return Run(config).all()
-    finally:
-        distributed.stop()
+            be_deterministic()
+        results = Run(config).all()
+    distributed.stop()  # after an error cli.one_line does, once it has said what is wrong
+    return results
 
 
 class Run:
@@ -53,8 +56,6 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.out = config, Path(config.out)
-        self.lock = Lock(self.out)
-        distributed.barrier()
         self.report = _first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
         distributed.print0(self.report)
         self.base = Path(_first_rank_first(lambda: models.snapshot(config.model.path)))
@@ -78,7 +79,7 @@ class Run:
             "data": data,
             "seed": c.seed,
         }
-        scoring = {k: v for k, v in as_dict(c.score).items() if k not in ("tokens_per_batch", "counts")}
+        scoring = {k: v for k, v in as_dict(c.score).items() if k not in ("tokens_per_batch", "counts", "save_minutes")}
         self.stages.do("score", source | {"score": scoring}, self.out / "statistics.safetensors", self.score)
         self.stages.do("select", {"method": as_dict(c.method)}, self.out / "neurons.safetensors", self.select)
         sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
@@ -137,17 +138,32 @@ class Run:
         distributed.print0("one of them, what is trained between brackets:\n" + prompts.show(self.tokenizer, data[0]))
         where = counts_device(self.config.score, self.shape, len(self.config.data.seen), self.device)
         stats = Statistics(list(self.config.data.seen), self.shape, self.config.score.lowest_octave, where)
+        identity = {"settings": _digest(self.stages.settings), "tokens_per_batch": self.config.score.tokens_per_batch}
+        partial = Progress(self.out, identity, self.config.score.save_minutes)
+        stats, done = partial.resume(stats)
         bar = tqdm(total=len(data), desc="score", unit="sentence", mininterval=2, disable=distributed.rank() != 0)
         model = self.model(self.base)
         rank, world = distributed.rank(), distributed.world()
         pad_id = self.tokenizer.pad_token_id
         step = lambda n: bar.update(n * world)  # noqa: E731
-        score(model, data, stats, self.config.score, pad_id=pad_id, rank=rank, world=world, progress=step)
+        score(
+            model,
+            data,
+            stats,
+            self.config.score,
+            pad_id=pad_id,
+            rank=rank,
+            world=world,
+            progress=step,
+            done=done,
+            after_batch=lambda done: partial.after_batch(stats, done),
+        )
         bar.update(bar.total - bar.n)  # ranks end a few sentences apart
         bar.close()
         self.peak = max(self.peak, peak_memory())
         if rank == 0:
             stats.save(self.out / "statistics.safetensors", self.stages.settings)
+        partial.clear()
 
     def select(self) -> None:
         if distributed.rank() != 0:
@@ -224,6 +240,7 @@ class Run:
                 evaluate.max_new_tokens,
                 distributed.rank(),
                 distributed.world(),
+                lambda done, batches: signals.boundary(f"decoding {domain}"),  # noqa: B023  (called before the next domain)
             )
             lines = gather(mine)
             if distributed.rank() == 0:
@@ -302,9 +319,16 @@ def fingerprint_model(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def be_deterministic() -> None:
+    """Deterministic kernels everywhere: torch's, cuBLAS's (a fixed workspace) and flash-attn's backward."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    torch.use_deterministic_algorithms(True)
+
+
 def _lasting(config: RunConfig) -> dict[str, Any]:
     """Training settings that decide the result; how often it is logged or saved does not."""
-    harmless = ("logging_steps", "report_to", "save_steps", "save_total_limit", "micro_batch_size")
+    harmless = ("logging_steps", "report_to", "save_steps", "save_total_limit", "micro_batch_size", "loss_spike")
     return {k: v for k, v in asdict(config.train).items() if k not in harmless}
 
 
@@ -314,7 +338,5 @@ def _digest(value: Any) -> str:
 
 def _first_rank_first(work):
     """The first rank works alone (it may download or build), then the others find what it left."""
-    if distributed.rank() == 0:
-        result = work()
-    distributed.barrier()
+    result = distributed.first(work)
     return result if distributed.rank() == 0 else work()

@@ -60,12 +60,15 @@ def score(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], None] = lambda samples: None,
+    done: int = 0,
+    after_batch: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Score `examples` on `model`, which is frozen for it, and add them to `statistics`, all-reduced at the end.
 
     Every rank takes every world-th batch of one deterministic list, so batches, and with them the scores' bits, do
-    not depend on the number of ranks. `progress` is called with the number of samples of every batch. Raises UserError
-    when the loss is not finite.
+    not depend on the number of ranks. `progress` is called with the number of samples of every batch. `done` batches
+    of this rank are in `statistics` already; `after_batch(done)` is called equally often on every rank, so that it
+    may agree on something; it may raise. Raises UserError when the loss is not finite.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -83,11 +86,15 @@ def score(
                 True  # transformers checkpoints in training mode only; the block's children stay as they are
             )
         batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
-        for indices in batches[rank::world]:
-            batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
-            tap.begin(batch)
-            _loss(model, batch, config.loss).backward()
-            progress(len(indices))
+        mine = batches[rank::world]
+        progress(sum(map(len, mine[:done])))
+        for turn in range(-(-len(batches) // world)):
+            if done <= turn < len(mine):
+                batch = batch_of([examples[i] for i in mine[turn]], packed, pad_id).to(device)
+                tap.begin(batch)
+                _loss(model, batch, config.loss).backward()
+                progress(len(mine[turn]))
+            after_batch(max(done, min(turn + 1, len(mine))))
     finally:
         for ffn in fused:
             ffn.tap = None

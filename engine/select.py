@@ -7,12 +7,11 @@ Prints how many neurons of each projection were chosen, where in the depth, and 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 import tyro
 
-from .errors import UserError
+from .cli import one_line
 from .methods.caneft import Caneft
 from .selection import select
 from .statistics import Statistics
@@ -31,13 +30,10 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads, selects, prints what was chosen and why, writes. A user's mistake ends in one line and exit code 2."""
-    try:
+    with one_line():
         given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.select", description=__doc__)
         selection = select(Statistics.load(given.statistics), given.method)
         selection.neurons.save(given.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(selection.neurons.describe())
     for warning in selection.warnings:
         print(f"warning: {warning}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import distributed
+from . import distributed, signals
 from .config import differences
 from .errors import UserError
 
@@ -24,7 +24,7 @@ class Stages:
 
     def __init__(self, out: Path) -> None:
         self.path = out / "stages.json"
-        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.record: dict[str, Any] = _read(self.path)
         self.settings: dict[str, Any] = {}
 
     def do(self, name: str, settings: dict[str, Any], artefact: Path, work: Callable[[], Any]) -> None:
@@ -41,6 +41,7 @@ class Stages:
                 raise UserError(f"{artefact} was made with other settings ({table}): use another --out, or delete it")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
+        signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
         work()
@@ -54,20 +55,39 @@ class Stages:
         return {name: entry["seconds"] for name, entry in self.record.items()}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The record; empty if there is none. Raises UserError for one that no run has written."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = all({"settings", "seconds"} <= entry.keys() for entry in record.values())
+    except (OSError, ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: not a record of stages: delete it to run all stages again, or use another --out")
+    return record
+
+
 class Lock:
-    """One run in one output folder: held by the first rank of a machine until the process ends."""
+    """One run in one output folder: held by the first rank until the process ends. Refused, every rank raises."""
 
     def __init__(self, out: Path) -> None:
-        self.file = None
-        if distributed.rank() != 0:
-            return
-        out.mkdir(parents=True, exist_ok=True)
-        self.file = (out / ".lock").open("a+")
+        self.out, self.file = out, None
+        distributed.first(self._take)
+
+    def _take(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.file = (self.out / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"--out {self.out}: cannot be written ({error.strerror}): name another folder") from None
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.file.seek(0)
-            raise UserError(f"{out}: another run writes here ({self.file.read().strip()}): use another --out") from None
+            holder = self.file.read().strip()
+            raise UserError(f"{self.out}: another run writes here ({holder}): use another --out") from None
         self.file.truncate(0)
         self.file.write(f"host {socket.gethostname()}, process {os.getpid()}")
         self.file.flush()

@@ -87,6 +87,11 @@ class Statistics:
         return self.layers * sum(self.widths.values())
 
     @property
+    def bytes(self) -> int:
+        """Of the file that `save` writes, at most."""
+        return sum(t.numel() * t.element_size() for t in (*self.histogram.values(), *self._small().values()))
+
+    @property
     def clamped_share(self) -> float:
         """Share of all scores that lay outside the histogram's 32 octaves."""
         scored = int(self.samples.sum()) * self.neurons
@@ -181,7 +186,7 @@ class Statistics:
         try:
             with safe_open(path, framework="pt") as file:
                 return cls._from_file(file, device)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: not readable as statistics ({error}); score again") from error
 
     @classmethod

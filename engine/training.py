@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, distributed
+from . import checkpoint, distributed, signals
 from .batching import Batch, Example, Order, batches_by_tokens, pack, pad, share
 from .config import RunConfig, TrainConfig
 from .errors import UserError
+from .guard import FiniteWatch, SpikeWatch, warn_of_spike
 from .loss import target_losses, token_weights
 from .metrics import Metrics
 from .models import packs_long_rows, takes_position_ids
@@ -93,7 +94,8 @@ def train(
     """Train the parameters of `model` that require a gradient; returns the checkpoint folder to export.
 
     `identity` names what a checkpoint belongs to (model, neurons, data, settings): a resume with another one is
-    refused. Raises UserError on a loss that is not finite on any rank, before any weight changes.
+    refused. Raises UserError on a loss or gradient that is not finite on any rank, before any weight changes, and
+    Interrupted, with the step saved, after a signal to any rank.
     """
     rank, world = distributed.rank(), distributed.world()
     plan = Plan.of(config.train, len(examples), world)
@@ -114,6 +116,9 @@ def train(
     metrics = Metrics(out, config, plan.steps, state["step"], model)
     every = config.train.eval_steps or plan.updates_per_epoch
     save_every = config.train.save_steps or plan.updates_per_epoch
+    watch, spikes = FiniteWatch(engine.params.values()), SpikeWatch()
+    if state["step"] and state["step"] % every == 0 and state["dev_step"] != state["step"]:  # a stop left it out
+        _evaluate(engine, dev_batcher, dev, config, state, state["step"], metrics)
 
     for step in range(state["step"], plan.steps):
         # ------------------------------------------------------------------ one update
@@ -126,18 +131,26 @@ def train(
             batch = batcher.filled([examples[i] for i in indices], examples[update[0]])
             losses = target_losses(engine, batch)
             loss = (losses * token_weights(batch)).sum() / tokens
-            total += _finite(loss, batch, step)
             engine.backward(loss * (world * plan.accumulation))  # DeepSpeed averages over both
+            total += watch.check(loss, batch, step)
             applied = engine.step()
         # ------------------------------------------------------------------
         done = step + 1
         read = sum(len(examples[i].input_ids) for i in update)
-        metrics.step(done, epoch, distributed.agree(total, "sum"), engine, read, applied)
-        if done % every == 0 or done == plan.steps:
+        total, signalled = distributed.sums(total, float(signals.requested()))
+        stopping = bool(signalled) and done < plan.steps
+        metrics.step(done, epoch, total, engine, read, applied)
+        uids, rate = [examples[i].uid for i in update], learning_rate(config.train, step, plan.steps)
+        warn_of_spike(spikes, total, done, rate, uids, config.train.loss_spike == "stop")
+        if (done % every == 0 or done == plan.steps) and not stopping:  # evaluation can take longer than 30 s
             _evaluate(engine, dev_batcher, dev, config, state, done, metrics)
-        if done % save_every == 0 or done == plan.steps or state["best_step"] == done:
+        if done % save_every == 0 or done == plan.steps or state["best_step"] == done or stopping:
             _save(engine, root, state | {"step": done}, identity, config.train)
         state["step"] = done
+        if stopping:
+            metrics.close()
+            raise signals.interrupted(f"training, at step {done} of {plan.steps}, which is saved")
+    watch.close()
     metrics.close()
     engine.close()
     return _chosen(root, state, config.train.load_best)
@@ -164,39 +177,25 @@ def _evaluate(engine, batcher, dev, config, state, step, metrics) -> None:
     if not dev:
         return
     loss = dev_loss(engine, batcher, dev, config.score.tokens_per_batch)
+    state["dev_step"] = step
     if loss < state["best_dev_loss"]:
         state |= {"best_dev_loss": loss, "best_step": step}
     metrics.dev(step, loss)
 
 
-def _finite(loss: torch.Tensor, batch: Batch, step: int) -> float:
-    """The loss as a number, agreed to be finite on all ranks before anybody steps."""
-    value = float(loss.detach())
-    if distributed.agree(float(not math.isfinite(value)), "max"):
-        who = f"sentences {' '.join(batch.uids)}" if not math.isfinite(value) else "another rank's sentences"
-        raise UserError(f"step {step + 1}: the loss is not finite on {who}; no weight was changed: lower the rate")
-    return value
-
-
 def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: TrainConfig) -> None:
     tensors = engine.state()
-    problem = None
-    if distributed.rank() == 0:
-        try:
-            checkpoint.save(
-                root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()}
-            )
-            checkpoint.prune(root, config.save_total_limit, root / f"step-{state['best_step']}")
-        except UserError as error:
-            problem = str(error)
-    problem = distributed.share_object(problem)
-    if problem:
-        raise UserError(problem)
+
+    def write() -> None:
+        checkpoint.save(root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()})
+        checkpoint.prune(root, config.save_total_limit, root / f"step-{state['best_step']}")
+
+    distributed.first(write)
 
 
 def _resume(root: Path, resume: str, identity: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and state to go on from; none and a fresh state at the start."""
-    fresh = {"step": 0, "best_dev_loss": math.inf, "best_step": 0}
+    fresh = {"step": 0, "best_dev_loss": math.inf, "best_step": 0, "dev_step": 0}
     if resume == "auto":
         folder, faults = checkpoint.newest(root)
         for fault in faults:
@@ -208,11 +207,12 @@ def _resume(root: Path, resume: str, identity: dict[str, Any]) -> tuple[dict[str
     if folder is None:
         return {}, fresh
     tensors, state = checkpoint.load(folder)
-    other = [f"{k} {state['identity'].get(k)!r} → {v!r}" for k, v in identity.items() if state["identity"].get(k) != v]
+    was = state.get("identity", {})
+    other = [f"{key} {was.get(key)!r} → {value!r}" for key, value in identity.items() if was.get(key) != value]
     if other:
         raise UserError(f"{folder} belongs to another run ({'; '.join(other)}): use another --out, or its settings")
     distributed.print0(f"resume: from {folder}")
-    return tensors, {key: state[key] for key in fresh}
+    return tensors, {key: state.get(key, first) for key, first in fresh.items()}
 
 
 def _chosen(root: Path, state: dict[str, Any], load_best: bool) -> Path:

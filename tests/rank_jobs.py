@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 import toys
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine import checkpoint, distributed
+from slicetune.engine import checkpoint, distributed, signals, status
 from slicetune.engine.batching import pack
 from slicetune.engine.config import ScoreConfig
+from slicetune.engine.errors import Interrupted, UserError
 from slicetune.engine.ffn import attach
 from slicetune.engine.models import checkpoint_activations
 from slicetune.engine.optim import SparseColumnAdamW
+from slicetune.engine.progress import Progress
 from slicetune.engine.scoring import score
 from slicetune.engine.shapes import from_config
 from slicetune.engine.statistics import Statistics
@@ -68,3 +71,81 @@ def train_wrapped(wrapper: str, sentences: int, steps: int) -> dict[str, torch.T
         optimizer.zero_grad()
     rows = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return {n: p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for n, p in rows.items()}
+
+
+def train_signalled(out: str, overrides: dict[str, Any], number: int, step: int) -> tuple[int, str, list[str]]:
+    """Train; rank 1 gets signal `number` twice in the forward of update `step`: exit code, its line, checkpoints."""
+    signals.install()
+    config, model = toys.config(out, **overrides), toys.model()
+    attach(model, toys.neurons())
+    calls = []
+
+    def strike(module: Any, args: Any, out: Any) -> None:
+        calls.append(module.training)
+        if distributed.rank() == 1 and len(calls) == step:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    model.model.norm.register_forward_hook(strike)
+    return _ending(lambda: _train(model, config, Path(out)), Path(out))
+
+
+def train_poisoned(out: str, overrides: dict[str, Any], value: float, step: int, where: str) -> tuple[int, str, Any]:
+    """Train; in update `step` rank 1's loss, or its gradient alone, becomes `value`; what was trained before stays."""
+    config, model = (
+        toys.config(out, **overrides),
+        toys.model(dtype=getattr(torch, overrides.get("model_dtype", "float32"))),
+    )
+    attach(model, toys.neurons())
+    calls = []
+
+    def strike(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        calls.append(module.training)
+        if distributed.rank() == 1 and len(calls) == step:
+            if where == "loss":
+                return out * value
+            out.register_hook(lambda gradient: gradient * value)  # the loss stays finite
+        return out
+
+    model.model.norm.register_forward_hook(strike)
+    return _ending(lambda: _train(model, config, Path(out)), Path(out))
+
+
+def score_signalled(out: str, number: int, batch: int) -> tuple[int, str, Any]:
+    """Score; rank 0 gets a signal after its batch `batch` (0: no signal); the statistics of a pass that ended."""
+    signals.install()
+    model, config = toys.model(), ScoreConfig(tokens_per_batch=40)
+    progress = Progress(Path(out), {"toy": 1}, minutes=60.0)
+    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config), config.lowest_octave))
+
+    def after(turn: int) -> None:
+        if distributed.rank() == 0 and turn == batch:
+            os.kill(os.getpid(), number)
+        progress.after_batch(stats, turn)
+
+    rank = distributed.rank()
+    code, line, _ = _ending(
+        lambda: score(model, toys.examples(40), stats, config, rank=rank, world=2, done=done, after_batch=after),
+        Path(out),
+    )
+    return code, line, {"done": done, **stats.histogram, **stats._small()}
+
+
+def _train(model: Any, config: Any, out: Path) -> None:
+    examples = toys.examples(config.data.train_sentences)
+    train(model, config, examples, examples[:4], out, pad_id=0, identity={"toy": 1})
+
+
+def _ending(work: Any, out: Path) -> tuple[int, str, list[str]]:
+    """How `work` ended, as status.json records it, and the checkpoints it left."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with status.recorded(out):
+            work()
+    except (UserError, Interrupted):
+        pass
+    distributed.barrier()
+    signals.forget()
+    ended = status.read(out)
+    distributed.barrier()
+    return ended["exit_code"], ended.get("message", ""), sorted(p.name for p in out.glob("checkpoints/*"))

@@ -182,4 +182,6 @@ def test_the_command_itself(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "inside, gate: 64 of 64 chosen weights changed (100.0%)" in done.stdout
     assert main(["one"]) == 2
-    assert main([str(base), str(tmp_path / "nowhere")]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main([str(base), str(tmp_path / "nowhere")])
+    assert stop.value.code == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import TWO_RANKS, finish, start
 from safetensors.torch import load_file, save_file
 
 from slicetune.engine import checkpoint, tiny
@@ -21,35 +21,6 @@ from slicetune.engine.ffn import attach
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.slices import named_slices
 from slicetune.engine.zero import load_masters
-
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "--data.score-sentences": "30",
-    "--data.train-sentences": "12",
-    "--data.dev-sentences": "4",
-    "--data.test-sentences": "4",
-    "--train.epochs": "1",
-    "--train.learning-rate": "0.01",
-    "--evaluate.max-new-tokens": "12",
-    "--train.report-to": "",
-}
-
-
-def start(launcher: list[str], base: Path, out: Path, **flags: str) -> subprocess.Popen:
-    settings = SMALL | {"--model.path": str(base), "--out": str(out)} | {f"--{k}": v for k, v in flags.items()}
-    words = [w for pair in settings.items() for w in pair if w]
-    command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "recipes/caneft_tiny.py"), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output[-4000:]
-    return output
-
-
-TWO_RANKS = ["--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,86 @@
+"""What watches training: losses and gradients that are not finite, on any rank, and losses that jump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import distributed
+from .batching import Batch
+from .errors import UserError
+
+
+class FiniteWatch:
+    """Looks at this rank's own gradients in the backward pass, before DeepSpeed adds the ranks' up.
+
+    In fp32 DeepSpeed does not look at all, and in bf16 it skips an update without a word. One sum a parameter: a NaN
+    or an infinity anywhere makes it not finite.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter]) -> None:
+        self.sums: list[Tensor] = []
+        self.handles = [p.register_hook(self._see) for p in params]
+
+    def _see(self, gradient: Tensor) -> None:
+        self.sums.append(gradient.detach().sum(dtype=torch.float32))
+
+    def check(self, loss: Tensor, batch: Batch, step: int) -> float:
+        """The loss of a micro-batch as a number; call it between backward and step (a collective).
+
+        Raises UserError, on every rank with the same words, if loss or gradient is not finite on any.
+        """
+        value = float(loss.detach())
+        gradients = not self.sums or math.isfinite(float(torch.stack(self.sums).sum()))
+        self.sums.clear()
+        wrong = "loss" if not math.isfinite(value) else "gradient" if not gradients else ""
+        if distributed.agree(float(bool(wrong))):
+            found = [(rank, *one) for rank, one in enumerate(distributed.collect((wrong, batch.uids))) if one[0]]
+            where = "; ".join(f"{what} of rank {rank}, sentences {_few(uids)}" for rank, what, uids in found)
+            raise UserError(
+                f"step {step + 1}: not finite: {where}; no weight or optimizer state was changed: lower "
+                "--train.learning-rate, or look at those sentences",
+                agreed=True,
+            )
+        return value
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class SpikeWatch:
+    """A loss far above its running mean: by more than `deviations` running deviations, and by half of it or more."""
+
+    def __init__(self, warmup: int = 10, deviations: float = 6.0, memory: float = 0.95) -> None:
+        self.warmup, self.deviations, self.memory = warmup, deviations, memory
+        self.seen, self.mean, self.variance = 0, 0.0, 0.0
+
+    def see(self, loss: float) -> bool:
+        """Take the next update's loss; whether it is a spike. A spike does not move the mean."""
+        apart = loss - self.mean
+        if self.seen >= self.warmup and apart > max(self.deviations * math.sqrt(self.variance), 0.5 * abs(self.mean)):
+            return True
+        self.seen += 1
+        keep = min(self.memory, 1 - 1 / self.seen)
+        self.mean += (1 - keep) * apart
+        self.variance = keep * (self.variance + (1 - keep) * apart**2)
+        return False
+
+
+def warn_of_spike(watch: SpikeWatch, loss: float, step: int, rate: float, uids: Sequence[str], stop: bool) -> None:
+    """Say that the loss of update `step` jumped; raise UserError if training is to stop at it."""
+    mean = watch.mean
+    if not watch.see(loss):
+        return
+    line = f"step {step}: loss {loss:.3f} after a mean of {mean:.3f}, learning rate {rate:g}, sentences {_few(uids)}"
+    if stop:
+        raise UserError(f"{line}: stopped by --train.loss-spike stop; lower the rate, then resume", agreed=True)
+    distributed.print0(f"warning: {line}")
+
+
+def _few(uids: Sequence[Any], most: int = 8) -> str:
+    return " ".join(map(str, uids[:most])) + (f" and {len(uids) - most} more" if len(uids) > most else "")
