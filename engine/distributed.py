@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -72,6 +73,14 @@ def share_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=device())
     return box[0]
+
+
+def first_rank_first(work: Callable[[], Any]) -> Any:
+    """The first rank works alone (it may download or build), then the others find what it left."""
+    if rank() == 0:
+        result = work()
+    barrier()
+    return result if rank() == 0 else work()
 
 
 def print0(*words: object) -> None:

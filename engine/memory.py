@@ -133,15 +133,21 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
     ]
 
 
-def training(config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int) -> list[Part]:
-    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward."""
+def training(
+    config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int, beside: int | None = None
+) -> list[Part]:
+    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward.
+
+    `beside` are those kept beside the model: slices, adapters, new blocks (None: all of them; 0 where all are its own).
+    """
+    beside = parameters if beside is None else beside
     width, stage, p = value_bytes(config), config.zero.stage, f"{parameters:,}"
     weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
     parts = [
         Part(
-            "weights and slices",
-            f"({shape.parameters:,} + {p}) × {width} B{_over(weights)}",
-            (shape.parameters + parameters) * width // weights,
+            "weights and slices" if config.method.selects else "weights",
+            f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
+            (shape.parameters + beside) * width // weights,
         ),
         Part("a backward's gradients", f"{p} × {width} B", parameters * width),
         Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
