@@ -1,7 +1,7 @@
 """How many parameters a method trains and adds, by arithmetic on a model's shape: what the dry run and tests know.
 
-    trainable(LLAMA31_8B, 0.01)                       # 1 % of the neurons: least, expected and most weights
-    low_rank(LLAMA31_8B, 8, attention=True)           # LoRA r=8 on the blocks: 20,971,520
+trainable(LLAMA31_8B, 0.01)                       # 1 % of the neurons: least, expected and most weights
+low_rank(LLAMA31_8B, 8, attention=True)           # LoRA r=8 on the blocks: 20,971,520
 """
 
 from __future__ import annotations

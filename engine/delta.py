@@ -100,7 +100,9 @@ def _move(source: Path, delta: Path, out: Path, before: str, after: str) -> None
         if tensor.dtype != part[before].dtype or not _fits(tensor, axis, part["index"], part[before]):
             raise UserError(f"{source}: {name} does not hold the delta's {before} values: it belongs to another model")
     dtype = "auto" if about["old_dtype"] == about["new_dtype"] else about[f"{after}_dtype"]
-    export_model(source, {n: Patch(axis, part["index"], part[after]) for n, (axis, part) in patches.items()}, out, dtype)
+    export_model(
+        source, {n: Patch(axis, part["index"], part[after]) for n, (axis, part) in patches.items()}, out, dtype
+    )
 
 
 def _fits(tensor: Tensor, axis: str, index: Tensor, values: Tensor) -> bool:

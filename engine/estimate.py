@@ -181,7 +181,11 @@ def _picked(config: RunConfig, chosen: Trainable, saved: Path) -> str:
     if isinstance(method, Given):
         return f"slices in {' '.join(method.files)}"
     what = "FFN units, gate and up row and down column each" if isinstance(method, Lape) else "them"
-    return f"= as many as match {method.match}" if getattr(method, "match", "") else f"= {100 * method.neuron_ratio:g} % of {what}"
+    return (
+        f"= as many as match {method.match}"
+        if getattr(method, "match", "")
+        else f"= {100 * method.neuron_ratio:g} % of {what}"
+    )
 
 
 def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> list[str]:

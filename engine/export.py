@@ -141,7 +141,9 @@ def _plan(path: Path, wanted: torch.dtype | None, names: Callable[[str], list[st
     """The shard's entries with the names and dtypes they will be stored in, and the base's name of each."""
     with open_shard(path) as shard:
         return {
-            entry._replace(name=name, dtype=wanted if wanted is not None and entry.dtype in FLOATS else entry.dtype): old
+            entry._replace(
+                name=name, dtype=wanted if wanted is not None and entry.dtype in FLOATS else entry.dtype
+            ): old
             for old, entry in shard.entries.items()
             for name in names(old)
         }

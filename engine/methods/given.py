@@ -1,7 +1,7 @@
 """Given: the neurons that a user names, in one file or several; their union is trained.
 
-    python recipes/caneft_tiny.py …            # writes runs/caneft-tiny/neurons.safetensors
-    [[0, "gate", 17], [3, "down", 5]]          # or a JSON list of one's own: layer, projection, index
+python recipes/caneft_tiny.py …            # writes runs/caneft-tiny/neurons.safetensors
+[[0, "gate", 17], [3, "down", 5]]          # or a JSON list of one's own: layer, projection, index
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slicetune.engine import memory
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig, TrainConfig, ZeroConfig
+from slicetune.engine.counts import trainable
 from slicetune.engine.errors import UserError
-from slicetune.engine.estimate import chosen, corpus_of, describe, trainable
+from slicetune.engine.estimate import chosen, corpus_of, describe
 from slicetune.engine.ffn import fuse
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.neurons import NeuronSet
