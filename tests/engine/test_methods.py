@@ -7,6 +7,8 @@ import torch
 import toys
 from transformers import AutoModelForCausalLM
 
+from slicetune.engine.cli import parse
+from slicetune.engine.config import AnyMethod, RunConfig, as_dict
 from slicetune.engine.export import export_model
 from slicetune.engine.methods.dora import Dora
 from slicetune.engine.methods.full import Full
@@ -92,3 +94,13 @@ def test_full_in_bf16_keeps_fp32_masters(pool, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     moved = (tensors[f"master/{name}"] - before[name].float()).abs()
     assert 0 < moved.max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", AnyMethod.__args__, ids=lambda kind: kind.__name__)
+def test_a_recipes_method_survives_the_command_line(kind):
+    """Flags change its fields, never its kind, and config.json says which it is."""
+    for defaults, args in ((kind(), ["--seed", "3"]), (kind(), [])):
+        config = parse(RunConfig(method=defaults), args)
+        assert type(config.method) is kind
+        assert as_dict(config)["method"]["kind"] == kind.__module__.rpartition(".")[2]
+    assert parse(RunConfig(method=Lora()), ["--method.rank", "3"]).method == Lora(rank=3)
