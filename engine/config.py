@@ -213,6 +213,10 @@ class RunConfig:
     shape: str = ""
     """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
 
+    def __post_init__(self) -> None:
+        if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
+            raise UserError(f"--export.adapter: what {self.method.name} trains is no adapter; leave it at none")
+
 
 def as_dict(config: Any) -> dict[str, Any]:
     """The config as plain JSON types, tuples as lists; a method says its kind, the name of its module."""

@@ -100,7 +100,7 @@ def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
         _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
         _scoring(config, shape, gpu_memory) if method.scores else [],
         _training(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains else [],
-        _steps(config, corpus, plan, world),
+        _steps(config, corpus, plan, world) if method.trains else [],
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -261,7 +261,7 @@ def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[st
     return [
         "Sentences, tokens and optimizer steps",
         f"  a sample  about {corpus.tokens:.0f} tokens ({corpus.source}; {CHARACTERS_PER_TOKEN} a token assumed)",
-        row("scored  ", corpus.scored),
+        *([row("scored  ", corpus.scored)] if config.method.scores else []),
         row("an epoch", corpus.trained),
         f"  a step    {config.train.global_batch_size} sentences = {share}",
         f"  an epoch  {plan.updates_per_epoch:,} optimizer steps",

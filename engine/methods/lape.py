@@ -98,6 +98,6 @@ def units_of(units: Tensor, shape: ModelShape, provenance: dict) -> NeuronSet:
     for layer in range(shape.layers):
         own = units[units // shape.intermediate == layer] % shape.intermediate
         index = own.sort().values
-        slices |= {(layer, name, "row"): index for name in inward}
+        slices |= {(layer, name, "row"): index.clone() for name in inward}  # a file holds no tensor twice
         slices[layer, outward, "column"] = index
     return NeuronSet(slices, shape.layers, dict(shape.widths), dict(shape.fan_in), provenance)

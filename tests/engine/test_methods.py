@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import toys
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from slicetune.engine import tiny
 from slicetune.engine.cli import parse
-from slicetune.engine.config import AnyMethod, RunConfig, as_dict
+from slicetune.engine.config import AnyMethod, ExportConfig, RunConfig, as_dict
+from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.methods.dora import Dora
 from slicetune.engine.methods.full import Full
@@ -88,12 +97,20 @@ def test_export_is_the_trained_model(trained, tmp_path):
     assert torch.equal(cached, plain)  # every block writes its own part of the cache
 
 
-def test_full_in_bf16_keeps_fp32_masters(pool, tmp_path):
+@pytest.mark.parametrize("method", [Full(), Dora(rank=3)], ids=lambda method: method.name)
+def test_bf16_keeps_fp32_masters(method, pool, tmp_path):
+    """Adapters have the model's dtype, as every trained parameter; at lr 1e-5 the master moves where bf16 would not."""
     settings = {"zero_stage": 3, "model_dtype": "bfloat16", "train_learning_rate": 1e-5, "train_max_steps": 2}
-    tensors, before = pool.run("train_method", str(tmp_path), settings | {"method": Full()})[0]
-    name = "model.layers.0.self_attn.q_proj.weight"
-    moved = (tensors[f"master/{name}"] - before[name].float()).abs()
-    assert 0 < moved.max() < 1e-4
+    tensors, before = pool.run("train_method", str(tmp_path), settings | {"method": method})[0]
+    assert {p.dtype for p in before.values()} == {torch.bfloat16}
+    for name, p in before.items():
+        moved = (tensors[f"master/{name}"] - p.float()).abs()
+        assert 0 < moved.max() < 1e-4, name
+
+
+def test_an_adapter_of_what_is_none_is_refused():
+    with pytest.raises(UserError, match="what full trains is no adapter"):
+        RunConfig(method=Full(), export=ExportConfig(adapter="ranks"))
 
 
 @pytest.mark.parametrize("kind", AnyMethod.__args__, ids=lambda kind: kind.__name__)
@@ -104,3 +121,40 @@ def test_a_recipes_method_survives_the_command_line(kind):
         assert type(config.method) is kind
         assert as_dict(config)["method"]["kind"] == kind.__module__.rpartition(".")[2]
     assert parse(RunConfig(method=Lora()), ["--method.rank", "3"]).method == Lora(rank=3)
+
+
+SMALL = "--data.score-sentences 30 --data.train-sentences 12 --data.dev-sentences 4 --data.test-sentences 4"
+SMALL += " --evaluate.max-new-tokens 12"
+
+
+@pytest.mark.parametrize("row", ["base", "lora", "llama_pro", "lape"])
+def test_a_recipe_leaves_the_same_artefacts(row, tmp_path):
+    """One process, from text to BLEU: what there is to look at does not depend on the method."""
+    out, recipe = tmp_path / "out", Path(__file__).parents[2] / "recipes" / f"{row}_tiny.py"
+    words = [str(recipe), "--model.path", str(tiny.model_dir("test")), "--out", str(out), *SMALL.split()]
+    words += [] if row == "base" else ["--train.epochs", "1", "--train.report-to"]
+    words += ["--export.adapter", "ranks"] if row in ("lora", "lape") else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["systems"]) == (["base"] if row == "base" else ["base", row])
+    assert json.loads((out / "config.json").read_text())["method"]["kind"] == results["method"] == row
+    assert (out / "report.html").is_file()
+    assert len((out / "translations" / row / "koran.en").read_text().splitlines()) == 4
+    assert (out / "delta").is_dir() == (out / "neurons.safetensors").is_file() == (row == "lape")
+    assert (out / "adapter").is_dir() == (row in ("lora", "lape"))
+    if row == "base":
+        assert results["trainable_parameters"] == results["added_parameters"] == 0
+        return
+    bounds = load_recipe(recipe).method.bounds(from_config(AutoConfig.from_pretrained(tiny.model_dir("test"))))
+    assert (results["trainable_parameters"], results["added_parameters"]) == (bounds.exact, bounds.added)
+    assert f"{bounds.exact:,} trainable parameters" in done.stdout
+    assert AutoModelForCausalLM.from_pretrained(out / "model").num_parameters() >= bounds.exact
+
+
+def load_recipe(path: Path) -> RunConfig:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONFIG

@@ -85,7 +85,10 @@ def test_dry_run_of_tiny_builds_nothing(offline, monkeypatch, capsys):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_dry_run(path, offline, capsys):
     cli.main(load(path), ["--dry-run"])
-    assert "optimizer steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    method = load(path).method
+    assert ("optimizer steps" in out) == method.trains
+    assert ("while scoring" in out) == method.scores
 
 
 METHODS = [
@@ -184,6 +187,7 @@ def test_flags_override_the_recipe():
         (["--data.pair", "deen"], "write source-target"),
         (["--method.neuron-ratio", "2"], "at most 1"),
         (["--dry-run", "--shape", "GPT-5"], "--shape Llama-2-7B"),
+        (["--method.bins", "1"], "must be at least 2"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_code_2(args, words, offline, capsys):

@@ -91,8 +91,10 @@ def test_lape_equals_its_formula(ratio, percentile, stats, shape):
     assert neurons.provenance["units"] == len(expected)
 
 
-def test_lape_trains_gate_and_up_rows_and_down_columns(stats, shape):
+def test_lape_trains_gate_and_up_rows_and_down_columns(stats, shape, tmp_path):
     neurons, _ = Lape(neuron_ratio=0.05).select(stats, shape, 0)
+    neurons.save(tmp_path / "neurons.safetensors")
+    assert NeuronSet.load(tmp_path / "neurons.safetensors") == neurons
     model = toys.model()
     attach(model, neurons)
     kinds = {(name.rpartition(".mlp.")[2], axis) for name, axis, _, _ in named_slices(model)}
