@@ -6,7 +6,6 @@ Each stage leaves an artefact under `--out` and is skipped when that is there an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -16,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import adapter, checkpoint, corpus, delta, distributed, models, prompts
+from . import adapter, checkpoint, corpus, delta, distributed, models, prompts, results
 from .batching import Example, examples
-from .config import RunConfig, as_dict
+from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
-from .evaluation import score_system
 from .export import export_model, summary
 from .methods.lora import Lora
 from .metrics import peak_memory
@@ -99,9 +97,9 @@ class Run:
             self.stages.do("translate", {"decode": decoding}, self.out / "translations" / self.name, self.translate)
         if c.export.adapter != "none":
             self.stages.do("adapter", {"adapter": c.export.adapter}, self.out / "adapter", self.adapter)
-        results = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
-        distributed.print0(table(results))
-        return results
+        found = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
+        distributed.print0(table(found))
+        return found
 
     @property
     def name(self) -> str:
@@ -189,7 +187,7 @@ class Run:
         train_set = self.examples("train", c.data.train_sentences)
         dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
         neurons, method = self.neurons, c.method
-        identity = {"neurons": neurons.fingerprint if neurons else "", "settings": _digest(self.stages.settings)}
+        identity = {"neurons": neurons.fingerprint if neurons else "", "settings": fingerprint(self.stages.settings)}
         trained, pad_id = {}, self.tokenizer.pad_token_id
         for rate in c.train.sweep or (c.train.learning_rate,):
             model = self.model(self.base)
@@ -280,47 +278,18 @@ class Run:
             distributed.print0(f"{system}: {domain}: {len(pairs)} sentences translated")
 
     def evaluate(self) -> dict[str, Any]:
-        data, systems = self.config.data, {}
-        pairs = {d: self.test(d) for d in data.domains}
-        references = {d: [p.target for p in pairs[d]] for d in data.domains}
-        for d in data.domains:  # beside the systems' lines, for the report and for sacrebleu's command line
-            lines = (
-                [" ".join(t.splitlines()) for t in side]
-                for side in zip(*((p.source, p.target) for p in pairs[d]), strict=True)
-            )
-            for kind, code, side in zip(("source", "reference"), (data.source, data.target), lines, strict=True):
-                write_lines(self.out / "translations" / kind / f"{d}.{code}", side)
-        for system in self.systems:
-            folder = self.out / "translations" / system
-            lines = {
-                d: (folder / f"{d}.{data.target}").read_text(encoding="utf-8").split("\n")[:-1] for d in data.domains
-            }
-            systems[system] = score_system(lines, references, data.target, data.seen, data.unseen)
-        results = {"systems": systems, "seen": list(data.seen), "unseen": list(data.unseen), "method": self.name}
-        results |= self._facts()
-        write_atomically(self.out / "results.json", json.dumps(results, indent=1))
-        results["report"] = str(write_report(self.out))
-        return results
-
-    def _facts(self) -> dict[str, Any]:
-        facts = {"model": self.config.model.path, "trainable_parameters": 0, "added_parameters": 0}
-        facts |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
-        if not self.config.method.trains:
-            return facts
-        neurons, chosen = self.neurons, self.chosen
-        rows = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        rates = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
-        facts |= {"tokens_per_second": rates[len(rates) // 2], "sweep": chosen["dev_loss"]}
-        kept = ("trainable_parameters", "added_parameters", "learning_rate", "peak_memory_bytes")
-        facts |= {name: chosen[name] for name in kept}
-        return facts | ({"neurons": neurons.count, "total_neurons": self.shape.neurons} if neurons else {})
+        data = self.config.data
+        pairs = {domain: self.test(domain) for domain in data.domains}
+        results.write_sides(self.out, data, pairs)
+        found = results.scores(self.out, data, self.systems, pairs) | results.training(self.out)
+        found |= {"method": self.name, "model": self.config.model.path}
+        found |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
+        write_atomically(self.out / "results.json", json.dumps(found, indent=1))
+        found["report"] = str(write_report(self.out))
+        return found
 
 
 def _lasting(config: RunConfig) -> dict[str, Any]:
     """Training settings that decide the result; how often it is logged or saved does not."""
     harmless = ("logging_steps", "report_to", "save_steps", "save_total_limit", "micro_batch_size")
     return {k: v for k, v in asdict(config.train).items() if k not in harmless}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
