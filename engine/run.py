@@ -69,37 +69,42 @@ class Run:
         data = {
             k: v for k, v in as_dict(c.data).items() if k in ("pair", "seen", "prompt", "score_sentences", "max_length")
         }
-        source = {
-            "model": models.fingerprint(self.base),
-            "corpus": self.report.fingerprint,
-            "data": data,
-            "seed": c.seed,
-        }
-        self.stages.settings |= source
+        source = {"model": models.fingerprint(self.base), "corpus": self.report.fingerprint}
+        self.stages.settings |= source | {"data": data, "seed": c.seed}
+        self._train_stages()
+        self._decode_stages()
+        found = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
+        distributed.print0(table(found))
+        return found
+
+    def _train_stages(self) -> None:
+        """From scores to the exported model, as far as the method needs them."""
+        c, out, do = self.config, self.out, self.stages.do
+        method = {"method": as_dict(c.method)}
         if c.method.scores:
             scoring = {k: v for k, v in as_dict(c.score).items() if k not in ("tokens_per_batch", "counts")}
-            self.stages.do("score", {"score": scoring}, self.out / "statistics.safetensors", self.score)
-        method = {"method": as_dict(c.method)}
+            do("score", {"score": scoring}, out / "statistics.safetensors", self.score)
         if c.method.selects:
-            self.stages.do("select", method, self.out / "neurons.safetensors", self.select)
+            do("select", method, out / "neurons.safetensors", self.select)
         if c.method.trains:
             sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
-            self.stages.do("train", method | {"train": _lasting(c) | sentences}, self.out / "chosen.json", self.train)
-            self.stages.do("export", {"dtype": c.evaluate.dtype}, self.out / "model", self.export)
+            do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
+            do("export", {"dtype": c.evaluate.dtype}, out / "model", self.export)
         if c.method.selects:
-            self.stages.do("delta", {}, self.out / "delta", self.delta)
+            do("delta", {}, out / "delta", self.delta)
+
+    def _decode_stages(self) -> None:
+        """Translations of what is compared; the adapter comes last, so that asking for it later undoes nothing."""
+        c, out, do = self.config, self.out, self.stages.do
         decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype")}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
         decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
         if "base" in self.systems:
-            self.stages.do("translate base", {"decode": decoding}, self.out / "translations/base", self.translate_base)
+            do("translate base", {"decode": decoding}, out / "translations/base", self.translate_base)
         if c.method.trains:
-            self.stages.do("translate", {"decode": decoding}, self.out / "translations" / self.name, self.translate)
+            do("translate", {"decode": decoding}, out / "translations" / self.name, self.translate)
         if c.export.adapter != "none":
-            self.stages.do("adapter", {"adapter": c.export.adapter}, self.out / "adapter", self.adapter)
-        found = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
-        distributed.print0(table(found))
-        return found
+            do("adapter", {"adapter": c.export.adapter}, out / "adapter", self.adapter)
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ def train_method(out: str, overrides: dict[str, Any]) -> tuple[dict[str, torch.T
     config = toys.config(out, **overrides)
     model = toys.model(dtype=getattr(torch, config.model.dtype))
     torch.manual_seed(distributed.rank())  # what a rank did before must not matter
-    config.method.prepare(model, toys.neurons() if config.method.selects else None, config)
+    config.method.prepare(model, toys.units() if config.method.selects else None, config)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     examples = toys.examples(config.data.train_sentences)
     folder = train(model, config, examples, examples[:4], Path(out), pad_id=0, identity={"toy": 1})

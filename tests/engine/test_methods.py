@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.methods.dora import Dora
 from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.lape import Lape
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.lora_mlp import LoraMlp
@@ -96,6 +98,19 @@ def test_export_is_the_trained_model(trained, tmp_path):
     assert (want - got).abs().max() < 1e-5
     assert (want - untrained).abs().max() > 1e-2
     assert torch.equal(cached, plain)  # every block writes its own part of the cache
+
+
+def test_units_give_the_same_bits_at_every_stage_and_resume(pool, tmp_path):
+    """LAPE's slices: rows of gate and up, columns of down."""
+    settings = FIVE_STEPS | {"method": Lape()}
+    runs = [pool.run("train_method", str(tmp_path / str(s)), settings | {"zero_stage": s})[0] for s in (1, 2, 3)]
+    tensors, before = runs[0]
+    assert {name.rpartition(".")[2] for name in before} == {"rows", "columns"}
+    assert all(not torch.equal(tensors[f"master/{name}"], p) for name, p in before.items())
+    assert all(equal(tensors, other) for other, _ in runs[1:])
+    shutil.rmtree(tmp_path / "3" / "checkpoints" / "step-5")
+    again = pool.run("train_method", str(tmp_path / "3"), settings | {"zero_stage": 3})[0][0]
+    assert equal(again, tensors)
 
 
 @pytest.mark.parametrize("method", [Full(), Dora(rank=3)], ids=lambda method: method.name)
