@@ -16,8 +16,23 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import tyro
+
 from .errors import UserError
+from .methods.base import Base
 from .methods.caneft import Caneft
+from .methods.dora import Dora
+from .methods.full import Full
+from .methods.given import Given
+from .methods.lape import Lape
+from .methods.llama_pro import LlamaPro
+from .methods.lora import Lora
+from .methods.lora_mlp import LoraMlp
+from .methods.method import Method
+from .methods.rcn import Rcn
+
+AnyMethod = Base | Full | Lora | LoraMlp | Dora | LlamaPro | Lape | Rcn | Caneft | Given
+"""Which of them a run is, its recipe says; flags then set that method's fields."""
 
 
 def check_bounds(config: Any, part: str, bounds: dict[str, tuple[float, float]]) -> None:
@@ -197,6 +212,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExportConfig:
+    """What is written besides the merged model."""
+
+    adapter: Literal["none", "ranks", "one_rank"] = "none"
+    """A PEFT adapter that equals the merged model: each layer with a rank of its own, or all with the largest."""
+
+
+@dataclass
 class RunConfig:
     """One run: text → scores → neurons → trained slices → model → BLEU."""
 
@@ -205,9 +228,10 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    method: Caneft = field(default_factory=Caneft)
+    method: tyro.conf.AvoidSubcommands[AnyMethod] = field(default_factory=Caneft)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
     deterministic: bool = False
@@ -219,10 +243,17 @@ class RunConfig:
     shape: str = ""
     """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
 
+    def __post_init__(self) -> None:
+        if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
+            raise UserError(f"--export.adapter: what {self.method.name} trains is no adapter; leave it at none")
+
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types, tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The config as plain JSON types, tuples as lists; a method says its kind, the name of its module."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    if isinstance(config, Method):
+        return {"kind": config.name} | plain
+    return plain | {"method": as_dict(config.method)} if isinstance(config, RunConfig) else plain
 
 
 def fingerprint(value: Any) -> str:

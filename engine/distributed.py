@@ -110,6 +110,12 @@ def first(work: Callable[[], Any]) -> Any:
     return result
 
 
+def first_rank_first(work: Callable[[], Any]) -> Any:
+    """The first rank works alone (it may download or build), then the others find what it left."""
+    result = first(work)
+    return result if rank() == 0 else work()
+
+
 def print0(*words: object) -> None:
     """Print on the first rank only."""
     if rank() == 0:

@@ -8,14 +8,16 @@ what is assumed rather than known is said. The arithmetic of memory is in memory
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import memory
 from .config import RunConfig, as_dict
+from .counts import Trainable
 from .errors import UserError
+from .methods.given import Given
+from .methods.lape import Lape
 from .shapes import ModelShape
 from .training import Plan
 
@@ -31,17 +33,6 @@ USABLE = 0.95
 
 
 @dataclass(frozen=True)
-class Trainable:
-    """Parameters that a choice of `neurons` trains. `exact` is None until neurons.safetensors exists."""
-
-    neurons: int
-    minimum: int
-    expectation: float
-    maximum: int
-    exact: int | None = None
-
-
-@dataclass(frozen=True)
 class Corpus:
     """Sentences of each seen domain and mean tokens of a sample; `source` says how they were found."""
 
@@ -51,34 +42,14 @@ class Corpus:
     source: str
 
 
-def trainable(shape: ModelShape, ratio: float) -> Trainable:
-    """Least, expected and most parameters of `ratio` of all neurons: a `down` row costs I weights, gate and up rows H.
-
-    Halves of a neuron round up. The expectation is that of a uniformly random choice: count × mean cost, exactly.
-    """
-    count = math.floor(ratio * shape.neurons + 0.5)
-    piles = sorted((shape.slice_weights[name], shape.layers * width) for name, width in shape.widths.items())
-    mean = shape.ffn_parameters / shape.neurons_per_layer
-    return Trainable(count, _cost(piles, count), count * mean, _cost(piles[::-1], count))
-
-
-def _cost(piles: list[tuple[int, int]], count: int) -> int:
-    """Weights of the first `count` neurons of (weights of a neuron, neurons) piles, in order."""
-    weights = 0
-    for cost, number in piles:
-        taken = min(count, number)
-        weights, count = weights + cost * taken, count - taken
-    return weights
-
-
 def chosen(config: RunConfig, shape: ModelShape) -> Trainable:
-    """`trainable` of the run's ratio, with the exact number if the run's folder holds its neurons already.
+    """What the run's method trains, with the exact number if the run's folder holds its neurons already.
 
     Raises UserError if they were chosen for a model of another shape.
     """
-    bounds = trainable(shape, config.method.neuron_ratio)
     path = Path(config.out) / "neurons.safetensors"
-    if not path.is_file():
+    bounds = config.method.bounds(shape)
+    if not (config.method.selects and path.is_file()):
         return bounds
     from .neurons import NeuronSet
 
@@ -121,17 +92,17 @@ def _tokens(config: RunConfig, characters: float) -> float:
 def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None = None) -> str:
     """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
     corpus, neurons = corpus_of(config), chosen(config, shape)
-    plan = Plan.of(config.train, sum(corpus.trained.values()), world)
+    plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
     gpu = f"{gpu_memory / 1e9:.1f} GB each" if gpu_memory is not None else "no GPU here to ask for its memory"
     sections = (
         [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files"],
         _settings(config, _resolved(config, shape, plan)),
-        _neurons(config, shape, neurons),
-        _scoring(config, shape, gpu_memory),
-        _training(config, shape, world, neurons, plan.micro_batch, gpu_memory),
-        _steps(config, corpus, plan, world),
+        _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
+        _scoring(config, shape, gpu_memory) if method.scores else [],
+        _training(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains else [],
+        _steps(config, corpus, plan, world) if method.trains else [],
     )
-    return "\n\n".join("\n".join(section) for section in sections)
+    return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def _resolved(config: RunConfig, shape: ModelShape, plan: Plan) -> dict[str, object]:
@@ -165,27 +136,56 @@ def _settings(config: RunConfig, resolved: dict[str, object]) -> list[str]:
     return ["Settings", *(f"  {name:{width}}  {value}".rstrip() for name, value in pairs)]
 
 
+def _parameters(config: RunConfig, shape: ModelShape, counts: Trainable) -> list[str]:
+    """Of a method that selects no neurons: its numbers are known."""
+    share = f"= {100 * counts.minimum / shape.parameters:.2f} % of the model"
+    return [
+        f"Parameters of {config.method.title}",
+        f"  parameters  {shape.parameters:>15,}  in the model",
+        f"  trainable   {counts.minimum:>15,}  {share}",
+        f"  added       {counts.added:>15,}  that the base does not have",
+    ]
+
+
 def _neurons(config: RunConfig, shape: ModelShape, chosen: Trainable) -> list[str]:
     widths = " + ".join(f"{width:,} {name}" for name, width in shape.widths.items())
     costs = ", ".join(f"{name} {weights:,}" for name, weights in shape.slice_weights.items())
-    ratio = f"{100 * config.method.neuron_ratio:g} %"
+    saved = Path(config.out) / "neurons.safetensors"
 
     def row(name: str, value: float, note: str) -> str:
         return f"  {name:11} {round(value):>15,}  = {100 * value / shape.parameters:.2f} % of the model; {note}"
 
-    picked = "from --out" if chosen.exact is not None else f"= {ratio} of them"
     lines = [
         "Neurons and trainable parameters",
         f"  parameters  {shape.parameters:>15,}  in the model",
         f"  neurons     {shape.neurons:>15,}  = {shape.layers} layers × ({widths})",
-        f"  chosen      {chosen.neurons:>15,}  {picked}; weights of one: {costs}",
-        row("minimum", chosen.minimum, f"{ratio} of the neurons, the cheapest"),
-        row("expectation", chosen.expectation, f"{ratio} at random"),
-        row("maximum", chosen.maximum, f"{ratio}, the dearest"),
+        f"  chosen      {chosen.neurons:>15,}  {_picked(config, chosen, saved)}; weights of one: {costs}",
     ]
+    if chosen.minimum < chosen.maximum:
+        ratio = f"{100 * config.method.neuron_ratio:g} %"
+        lines += [
+            row("minimum", chosen.minimum, f"{ratio} of the neurons, the cheapest"),
+            row("expectation", chosen.expectation, f"{ratio} at random"),
+            row("maximum", chosen.maximum, f"{ratio}, the dearest"),
+        ]
     if chosen.exact is not None:
-        lines.append(row("exact", chosen.exact, str(Path(config.out) / "neurons.safetensors")))
+        lines.append(row("exact", chosen.exact, str(saved) if saved.is_file() else config.method.title))
     return lines
+
+
+def _picked(config: RunConfig, chosen: Trainable, saved: Path) -> str:
+    """Where the number of chosen neurons comes from."""
+    if saved.is_file():
+        return "from --out"
+    method = config.method
+    if isinstance(method, Given):
+        return f"slices in {' '.join(method.files)}"
+    what = "FFN units, gate and up row and down column each" if isinstance(method, Lape) else "them"
+    return (
+        f"= as many as match {method.match}"
+        if getattr(method, "match", "")
+        else f"= {100 * method.neuron_ratio:g} % of {what}"
+    )
 
 
 def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> list[str]:
@@ -216,7 +216,8 @@ def _training(
     parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
     kind = "exact" if chosen.exact is not None else "the expectation"
     tokens = micro * config.data.max_length
-    parts = memory.training(config, shape, world, parameters, tokens)
+    beside = parameters if config.method.selects else chosen.added
+    parts = memory.training(config, shape, world, parameters, tokens, beside)
     lines = [
         f"Memory of one GPU while training {parameters:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
         *_table(config, shape, parts, tokens, memory.training_sequence(config, shape, tokens)),
@@ -260,7 +261,7 @@ def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[st
     return [
         "Sentences, tokens and optimizer steps",
         f"  a sample  about {corpus.tokens:.0f} tokens ({corpus.source}; {CHARACTERS_PER_TOKEN} a token assumed)",
-        row("scored  ", corpus.scored),
+        *([row("scored  ", corpus.scored)] if config.method.scores else []),
         row("an epoch", corpus.trained),
         f"  a step    {config.train.global_batch_size} sentences = {share}",
         f"  an epoch  {plan.updates_per_epoch:,} optimizer steps",

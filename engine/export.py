@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .expansion import Expansion
 from .shards import INDEX, SINGLE, Entry, match_names, open_shard, tensor_files, write_shard
 from .slices import Patch
 
@@ -48,20 +49,23 @@ def export_model(
     patches: Mapping[str, Patch],
     out_dir: str | os.PathLike[str],
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    expansion: Expansion | None = None,
 ) -> dict[str, Any]:
     """Write `base_dir` with `patches` (live tensor name → new values) to `out_dir`; one process calls it.
 
-    `auto` keeps each tensor's dtype. `out_dir` appears complete or not at all; an export that lies there is replaced.
+    `auto` keeps each tensor's dtype; `expansion` makes the model a deeper one, and patches name its tensors. `out_dir`
+    appears complete or not at all; an export that lies there is replaced.
     Returns `patched` (weights that patches cover), `updated` (whose fp32 value differs from the base's), `changed`
     (whose stored value differs, after rounding to the stored dtype), `lost` (the share of updates that the rounding
     swallowed), `dtype` and `bytes`. Raises UserError for a patch that fits no tensor, values that are not finite, a
     base that cannot be read, an `out_dir` that is somebody else's, and a disk without room.
     """
     base, out = Path(base_dir), Path(out_dir)
-    files = tensor_files(base)
+    names = expansion.names if expansion else lambda name: [name]
+    files = {new: shard for name, shard in tensor_files(base).items() for new in names(name)}
     by_key = {key: patches[name] for name, key in match_names(patches, files).items()}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    plan = {shard: _plan(base / shard, wanted) for shard in dict.fromkeys(files.values())}
+    plan = {shard: _plan(base / shard, wanted, names) for shard in dict.fromkeys(files.values())}
     size = sum(entry.bytes for entries in plan.values() for entry in entries)
     _check_target(base, out, size)
     temp = out.parent / f".{out.name}.unfinished"
@@ -73,7 +77,7 @@ def export_model(
             tally += _export_shard(base / shard, temp / shard, entries, by_key)
         if SINGLE not in plan:
             _write_json(temp / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
-        _copy_files(base, temp, dtype)
+        _copy_files(base, temp, dtype, expansion)
         _put_in_place(temp, out)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
@@ -100,7 +104,7 @@ def apply_patch(name: str, tensor: Tensor, patch: Patch, dtype: torch.dtype) -> 
     if tensor.dtype not in FLOATS:
         raise UserError(f"{name} is stored as {tensor.dtype}, which cannot be patched: take the unquantised checkpoint")
     stored = tensor.to(dtype, copy=True)
-    values = patch.values.detach().cpu()
+    values = (patch.values(tensor) if callable(patch.values) else patch.values).detach().cpu()
     where: Any = ...
     if patch.axis is not None:
         assert patch.axis in ("row", "column"), patch.axis
@@ -133,33 +137,37 @@ def _check_index(name: str, index: Tensor, size: int) -> None:
     assert len(index.unique()) == len(index), f"{name}: a slice is named twice"
 
 
-def _plan(path: Path, wanted: torch.dtype | None) -> list[Entry]:
-    """The shard's entries with the dtypes they will be stored in."""
+def _plan(path: Path, wanted: torch.dtype | None, names: Callable[[str], list[str]]) -> dict[Entry, str]:
+    """The shard's entries with the names and dtypes they will be stored in, and the base's name of each."""
     with open_shard(path) as shard:
-        return [
-            entry._replace(dtype=wanted) if wanted is not None and entry.dtype in FLOATS else entry
-            for entry in shard.entries.values()
-        ]
+        return {
+            entry._replace(
+                name=name, dtype=wanted if wanted is not None and entry.dtype in FLOATS else entry.dtype
+            ): old
+            for old, entry in shard.entries.items()
+            for name in names(old)
+        }
 
 
-def _export_shard(source: Path, target: Path, entries: list[Entry], patches: Mapping[str, Patch]) -> Counter[str]:
+def _export_shard(source: Path, target: Path, plan: Mapping[Entry, str], patches: Mapping[str, Patch]) -> Counter[str]:
     tally: Counter[str] = Counter()
-    dtypes = {entry.name: entry.dtype for entry in entries}
+    entries = {entry.name: (old, entry.dtype) for entry, old in plan.items()}
 
     def read(name: str) -> Tensor:
-        tensor = shard.read(name)
+        old, dtype = entries[name]
+        tensor = shard.read(old)
         if name not in patches:
-            return tensor.to(dtypes[name])
-        stored, counts = apply_patch(name, tensor, patches[name], dtypes[name])
+            return tensor.to(dtype)
+        stored, counts = apply_patch(name, tensor, patches[name], dtype)
         tally.update(counts)
         return stored
 
     with open_shard(source) as shard:
-        write_shard(target, entries, read, shard.metadata)
+        write_shard(target, list(plan), read, shard.metadata)
     return tally
 
 
-def _main_dtype(plan: Mapping[str, list[Entry]]) -> str:
+def _main_dtype(plan: Mapping[str, Iterable[Entry]]) -> str:
     sizes: Counter[str] = Counter()
     for entries in plan.values():
         for entry in entries:
@@ -179,7 +187,7 @@ def _check_target(base: Path, out: Path, size: int) -> None:
         raise UserError(f"{out}: the model needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB: make room")
 
 
-def _copy_files(base: Path, temp: Path, dtype: str) -> None:
+def _copy_files(base: Path, temp: Path, dtype: str, expansion: Expansion | None) -> None:
     for pattern in COPIED:
         for path in sorted(base.glob(pattern)):
             if path.is_file():
@@ -187,9 +195,10 @@ def _copy_files(base: Path, temp: Path, dtype: str) -> None:
                 _flush(temp / path.name)
     if (base / "additional_chat_templates").is_dir():
         shutil.copytree(base / "additional_chat_templates", temp / "additional_chat_templates")
-    if dtype != "auto" and (temp / "config.json").is_file():
+    if (dtype != "auto" or expansion) and (temp / "config.json").is_file():
         config = json.loads((temp / "config.json").read_text(encoding="utf-8"))
-        _write_json(temp / "config.json", _with_dtype(config, dtype))
+        config = config if dtype == "auto" else _with_dtype(config, dtype)
+        _write_json(temp / "config.json", expansion.config(config) if expansion else config)
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

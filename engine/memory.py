@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import RunConfig
+from .counts import linears
+from .methods.full import Full
+from .methods.llama_pro import LlamaPro
+from .methods.lora import Lora
 from .shapes import ModelShape
 
 BINS = 256
@@ -54,22 +58,43 @@ def attention_path(config: RunConfig, shape: ModelShape) -> str:
     return "eager" if not shape.gated or (shape.softcap and choice == "sdpa") else choice
 
 
-def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int) -> int:
+def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int, ffn: int | None = None) -> int:
     """Bytes that one block saves of one token for its backward; `width` is 4 or 2 bytes a value.
 
     Norms save their input (transformers' RMSNorm in fp32); the FFN its pre-activations and one vector of the model's
     width, x while training, y while scoring. `flash` saves q, k, v, its output and a log-sum a head; `sdpa` keys and
-    values repeated for every head and a row of the mask; `eager` those, no output, and `sequence` scores a head.
+    values repeated for every head and a row of the mask; `eager` those, no output, and `sequence` scores a head. `ffn`
+    is how many values a token the fused FFN's part really are, where a method runs the model's own modules.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = shape.norms * shape.hidden * (4 if shape.gated else width)
-    ffn = ((2 if shape.gated else 1) * shape.intermediate + shape.hidden) * width
+    ffn = ((2 if shape.gated else 1) * shape.intermediate + shape.hidden if ffn is None else ffn) * width
     if attention == "eager":  # fp32 softmax and its cast, the capped logits and their tanh
         score = 4 + (width if width == 2 else 0) + (width if shape.softcap else 0)
         return norms + ffn + 3 * queries * width + shape.heads * sequence * score
     if attention == "sdpa":
         return norms + ffn + 4 * queries * width + 4 * shape.heads + sequence * width
     return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
+
+
+def module_values(config: RunConfig, shape: ModelShape) -> int | None:
+    """Values a token that a block's own modules save in the place of the fused FFN's; None where it is fused.
+
+    gate, act(gate), up (BLOOM's GELU saves its input alone); where weights or adapters are trained, the inputs of all
+    linear layers too: x of the FFN, h, and the attention's x; DoRA two of each layer's output. A full fine-tuning's
+    norms save their normalised input.
+    """
+    method = config.method
+    if method.selects:
+        return None
+    frozen = (3 if shape.gated else 1) * shape.intermediate
+    if isinstance(method, LlamaPro):
+        return frozen
+    attention = isinstance(method, Full) or (isinstance(method, Lora) and method.attention)
+    inputs = shape.intermediate + shape.hidden * (1 + attention)
+    if isinstance(method, Lora) and method.magnitude:
+        inputs += 2 * sum(outputs for _, outputs in linears(shape, attention))
+    return frozen + inputs + isinstance(method, Full) * shape.gated * shape.norms * shape.hidden
 
 
 def activations(
@@ -80,7 +105,7 @@ def activations(
     `checkpointing` None takes the run's own choice.
     """
     width = value_bytes(config)
-    block = saved_per_token(shape, width, attention_path(config, shape), sequence)
+    block = saved_per_token(shape, width, attention_path(config, shape), sequence, module_values(config, shape))
     if config.model.activation_checkpointing if checkpointing is None else checkpointing:
         size = tokens * (shape.layers * shape.hidden * width + block)
         formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
@@ -133,15 +158,21 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
     ]
 
 
-def training(config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int) -> list[Part]:
-    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward."""
+def training(
+    config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int, beside: int | None = None
+) -> list[Part]:
+    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward.
+
+    `beside` are those kept beside the model: slices, adapters, new blocks (None: all of them; 0 where all are its own).
+    """
+    beside = parameters if beside is None else beside
     width, stage, p = value_bytes(config), config.zero.stage, f"{parameters:,}"
     weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
     parts = [
         Part(
-            "weights and slices",
-            f"({shape.parameters:,} + {p}) × {width} B{_over(weights)}",
-            (shape.parameters + parameters) * width // weights,
+            "weights and slices" if config.method.selects else "weights",
+            f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
+            (shape.parameters + beside) * width // weights,
         ),
         Part("a backward's gradients", f"{p} × {width} B", parameters * width),
         Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),

@@ -6,7 +6,6 @@ Each stage leaves an artefact under `--out` and is skipped when that is there an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,19 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, corpus, distributed, models, prompts, signals, status
+from . import adapter, checkpoint, corpus, delta, distributed, models, prompts, results, signals, status
 from .batching import Example, examples
-from .config import RunConfig, as_dict
+from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
-from .evaluation import score_system
 from .export import export_model, summary
-from .ffn import attach, find_ffns
+from .methods.lora import Lora
 from .metrics import peak_memory
 from .neurons import NeuronSet
 from .progress import Progress
 from .report import table, write_report
 from .scoring import counts_device, score
-from .selection import select
 from .shapes import ModelShape, from_config
 from .slices import Patch
 from .stages import Lock, Stages, write_atomically
@@ -46,9 +43,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         torch.manual_seed(config.seed)
         if config.deterministic:
             be_deterministic()
-        results = Run(config).all()
+        found = Run(config).all()
     distributed.stop()  # after an error cli.one_line does, once it has said what is wrong
-    return results
+    return found
 
 
 class Run:
@@ -56,9 +53,9 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.out = config, Path(config.out)
-        self.report = _first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
+        self.report = distributed.first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
         distributed.print0(self.report)
-        self.base = Path(_first_rank_first(lambda: models.snapshot(config.model.path)))
+        self.base = Path(distributed.first_rank_first(lambda: models.snapshot(config.model.path)))
         self.tokenizer = models.load_tokenizer(str(self.base))
         self.shape: ModelShape = from_config(models.read_config(self.base))
         self.device = distributed.device()
@@ -73,31 +70,58 @@ class Run:
         data = {
             k: v for k, v in as_dict(c.data).items() if k in ("pair", "seen", "prompt", "score_sentences", "max_length")
         }
-        source = {
-            "model": fingerprint_model(self.base),
-            "corpus": self.report.fingerprint,
-            "data": data,
-            "seed": c.seed,
-        }
-        scoring = {k: v for k, v in as_dict(c.score).items() if k not in ("tokens_per_batch", "counts", "save_minutes")}
-        self.stages.do("score", source | {"score": scoring}, self.out / "statistics.safetensors", self.score)
-        self.stages.do("select", {"method": as_dict(c.method)}, self.out / "neurons.safetensors", self.select)
-        sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
-        self.stages.do("train", {"train": _lasting(c) | sentences}, self.out / "chosen.json", self.train)
-        self.stages.do("export", {"dtype": c.evaluate.dtype}, self.out / "model", self.export)
+        source = {"model": models.fingerprint(self.base), "corpus": self.report.fingerprint}
+        self.stages.settings |= source | {"data": data, "seed": c.seed}
+        self._train_stages()
+        self._decode_stages()
+        found = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
+        distributed.print0(table(found))
+        return found
+
+    def _train_stages(self) -> None:
+        """From scores to the exported model, as far as the method needs them."""
+        c, out, do = self.config, self.out, self.stages.do
+        method = {"method": as_dict(c.method)}
+        if c.method.scores:
+            harmless = ("tokens_per_batch", "counts", "save_minutes")
+            scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
+            do("score", {"score": scoring}, out / "statistics.safetensors", self.score)
+        if c.method.selects:
+            do("select", method, out / "neurons.safetensors", self.select)
+        if c.method.trains:
+            sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
+            do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
+            do("export", {"dtype": c.evaluate.dtype}, out / "model", self.export)
+        if c.method.selects:
+            do("delta", {}, out / "delta", self.delta)
+
+    def _decode_stages(self) -> None:
+        """Translations of what is compared; the adapter comes last, so that asking for it later undoes nothing."""
+        c, out, do = self.config, self.out, self.stages.do
         decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype")}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
         decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
-        if c.evaluate.base:
-            self.stages.do("translate base", {"decode": decoding}, self.out / "translations/base", self.translate_base)
-        self.stages.do("translate", {"decode": decoding}, self.out / "translations" / self.name, self.translate)
-        results = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
-        distributed.print0(table(results))
-        return results
+        if "base" in self.systems:
+            do("translate base", {"decode": decoding}, out / "translations/base", self.translate_base)
+        if c.method.trains:
+            do("translate", {"decode": decoding}, out / "translations" / self.name, self.translate)
+        if c.export.adapter != "none":
+            do("adapter", {"adapter": c.export.adapter}, out / "adapter", self.adapter)
 
     @property
     def name(self) -> str:
-        return type(self.config.method).__name__.lower()
+        return self.config.method.name
+
+    @property
+    def systems(self) -> list[str]:
+        """What is decoded: the base model unless that was turned off, and what was trained."""
+        base = ["base"] if self.config.evaluate.base or not self.config.method.trains else []
+        return base + [self.name] * self.config.method.trains
+
+    @property
+    def neurons(self) -> NeuronSet | None:
+        """What was selected; None where the method selects nothing."""
+        return NeuronSet.load(self.out / "neurons.safetensors") if self.config.method.selects else None
 
     def _capabilities(self) -> str:
         dtype = str(models.model_dtype(self.config.model.dtype, self.device)).removeprefix("torch.")
@@ -138,7 +162,10 @@ class Run:
         distributed.print0("one of them, what is trained between brackets:\n" + prompts.show(self.tokenizer, data[0]))
         where = counts_device(self.config.score, self.shape, len(self.config.data.seen), self.device)
         stats = Statistics(list(self.config.data.seen), self.shape, self.config.score.lowest_octave, where)
-        identity = {"settings": _digest(self.stages.settings), "tokens_per_batch": self.config.score.tokens_per_batch}
+        identity = {
+            "settings": fingerprint(self.stages.settings),
+            "tokens_per_batch": self.config.score.tokens_per_batch,
+        }
         partial = Progress(self.out, identity, self.config.score.save_minutes)
         stats, done = partial.resume(stats)
         bar = tqdm(total=len(data), desc="score", unit="sentence", mininterval=2, disable=distributed.rank() != 0)
@@ -168,11 +195,12 @@ class Run:
     def select(self) -> None:
         if distributed.rank() != 0:
             return
-        chosen = select(Statistics.load(self.out / "statistics.safetensors"), self.config.method)
-        neurons = chosen.neurons
+        method = self.config.method
+        stats = Statistics.load(self.out / "statistics.safetensors") if method.scores else None
+        neurons, warnings = method.select(stats, self.shape, self.config.seed)
         neurons.provenance |= {"run": self.stages.settings}
         print(neurons.describe(), flush=True)
-        for warning in chosen.warnings:
+        for warning in warnings:
             print(f"warning: {warning}", flush=True)
         neurons.save(self.out / "neurons.safetensors")
 
@@ -183,21 +211,30 @@ class Run:
             raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
         train_set = self.examples("train", c.data.train_sentences)
         dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
-        neurons = NeuronSet.load(self.out / "neurons.safetensors")
-        identity = {"neurons": neurons.fingerprint, "settings": _digest(self.stages.settings)}
+        neurons, method = self.neurons, c.method
+        identity = {"neurons": neurons.fingerprint if neurons else "", "settings": fingerprint(self.stages.settings)}
         trained, pad_id = {}, self.tokenizer.pad_token_id
         for rate in c.train.sweep or (c.train.learning_rate,):
             model = self.model(self.base)
-            attach(model, neurons, c.model.recompute_ffn)
+            method.prepare(model, neurons, c)
+            counts = self._count(model)
             one = replace(c, train=replace(c.train, learning_rate=rate, sweep=()))
             folder = self.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else self.out
             trained[rate] = train(model, one, train_set, dev, folder, pad_id=pad_id, identity=identity)
             del model
         self.peak = max(self.peak, peak_memory())
         if distributed.rank() == 0:
-            self._choose(trained)
+            self._choose(trained, counts)
 
-    def _choose(self, trained: dict[float, Path]) -> None:
+    def _count(self, model: nn.Module) -> dict[str, int]:
+        """Parameters that training will change, and those that the base does not have; printed."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        added = self.config.method.bounds(self.shape).added
+        share = f"{trained / self.shape.parameters:.2%} of the model's {self.shape.parameters:,}"
+        distributed.print0(f"{self.config.method.title}: {trained:,} trainable parameters ({share}), {added:,} added")
+        return {"trainable_parameters": trained, "added_parameters": added}
+
+    def _choose(self, trained: dict[float, Path], counts: dict[str, int]) -> None:
         losses = {rate: checkpoint.read_state(folder)["best_dev_loss"] for rate, folder in trained.items()}
         best = min(losses, key=losses.__getitem__)
         for rate, loss in losses.items() if len(losses) > 1 else ():
@@ -205,7 +242,8 @@ class Run:
         if len(losses) > 1:
             shutil.copy(trained[best].parents[1] / "metrics.jsonl", self.out / "metrics.jsonl")
         chosen = {"checkpoint": str(trained[best].relative_to(self.out)), "learning_rate": best, "dev_loss": losses}
-        write_atomically(self.out / "chosen.json", json.dumps(chosen | {"peak_memory_bytes": self.peak}, indent=1))
+        chosen |= counts | {"peak_memory_bytes": self.peak}
+        write_atomically(self.out / "chosen.json", json.dumps(chosen, indent=1))
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -214,10 +252,28 @@ class Run:
     def export(self) -> None:
         if distributed.rank() != 0:
             return
-        neurons = NeuronSet.load(self.out / "neurons.safetensors")
-        patches = slice_patches(self.base, neurons, self.out / self.chosen["checkpoint"])
-        result = export_model(self.base, patches, self.out / "model", self.config.evaluate.dtype)
-        print(summary(result), flush=True)
+        expansion = self.config.method.expansion(self.shape.layers)
+        dtype = self.config.evaluate.dtype
+        print(summary(export_model(self.base, self.patches(), self.out / "model", dtype, expansion)), flush=True)
+
+    def patches(self) -> dict[str, Patch]:
+        tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
+        return self.config.method.patches(self.base, self.neurons, tensors)
+
+    def delta(self) -> None:
+        if distributed.rank() == 0:
+            print(delta.write(self.base, self.out / "model", self.patches(), self.out / "delta"), flush=True)
+
+    def adapter(self) -> None:
+        if distributed.rank() != 0:
+            return
+        method = self.config.method
+        if isinstance(method, Lora):
+            tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
+            adapter.write_lora(method, tensors, self.config.model.path, self.out / "adapter")
+        else:
+            ranks = self.config.export.adapter == "ranks"
+            adapter.write(self.out / "delta", self.config.model.path, self.out / "adapter", ranks)
 
     def translate_base(self) -> None:
         self._translate(self.base, "base")
@@ -248,75 +304,15 @@ class Run:
             distributed.print0(f"{system}: {domain}: {len(pairs)} sentences translated")
 
     def evaluate(self) -> dict[str, Any]:
-        data, systems = self.config.data, {}
-        pairs = {d: self.test(d) for d in data.domains}
-        references = {d: [p.target for p in pairs[d]] for d in data.domains}
-        for d in data.domains:  # beside the systems' lines, for the report and for sacrebleu's command line
-            lines = (
-                [" ".join(t.splitlines()) for t in side]
-                for side in zip(*((p.source, p.target) for p in pairs[d]), strict=True)
-            )
-            for kind, code, side in zip(("source", "reference"), (data.source, data.target), lines, strict=True):
-                write_lines(self.out / "translations" / kind / f"{d}.{code}", side)
-        for system in [*(["base"] if self.config.evaluate.base else []), self.name]:
-            folder = self.out / "translations" / system
-            lines = {
-                d: (folder / f"{d}.{data.target}").read_text(encoding="utf-8").split("\n")[:-1] for d in data.domains
-            }
-            systems[system] = score_system(lines, references, data.target, data.seen, data.unseen)
-        results = {"systems": systems, "seen": list(data.seen), "unseen": list(data.unseen), "method": self.name}
-        results |= self._facts()
-        write_atomically(self.out / "results.json", json.dumps(results, indent=1))
-        results["report"] = str(write_report(self.out))
-        return results
-
-    def _facts(self) -> dict[str, Any]:
-        neurons = NeuronSet.load(self.out / "neurons.safetensors")
-        rows = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        rates = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
-        return {
-            "model": self.config.model.path,
-            "trainable_parameters": neurons.parameters(self.shape.mlp_bias),
-            "added_parameters": 0,
-            "neurons": neurons.count,
-            "total_neurons": self.shape.neurons,
-            "learning_rate": self.chosen["learning_rate"],
-            "sweep": self.chosen["dev_loss"],
-            "tokens_per_second": rates[len(rates) // 2],
-            "peak_memory_bytes": self.chosen["peak_memory_bytes"],
-            "seconds": self.stages.seconds(),
-            "ranks": distributed.world(),
-        }
-
-
-def slice_patches(base: Path, neurons: NeuronSet, folder: Path) -> dict[str, Patch]:
-    """What a checkpoint's masters change in the base: tensor name → rows or columns. Reads no weight of the base.
-
-    A model on the meta device has the same parameter names as the one that was trained.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tensors, _ = checkpoint.load(folder)
-    with torch.device("meta"):
-        sites = find_ffns(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)))
-    patches = {}
-    for (layer, role, axis), index in neurons.slices.items():
-        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
-        kind = "rows" if axis == "row" else "columns"
-        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"master/{name}.{kind}"])
-        if f"master/{name}.bias_rows" in tensors:
-            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"master/{name}.bias_rows"])
-    return patches
-
-
-def fingerprint_model(folder: Path) -> str:
-    """Of a checkpoint's config and of every shard's name, size and header (the header lists all tensors)."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for shard in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{shard.name} {shard.stat().st_size}".encode())
-        with shard.open("rb") as file:
-            digest.update(file.read(1 << 16))
-    return digest.hexdigest()[:16]
+        data = self.config.data
+        pairs = {domain: self.test(domain) for domain in data.domains}
+        results.write_sides(self.out, data, pairs)
+        found = results.scores(self.out, data, self.systems, pairs) | results.training(self.out)
+        found |= {"method": self.name, "model": self.config.model.path}
+        found |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
+        write_atomically(self.out / "results.json", json.dumps(found, indent=1))
+        found["report"] = str(write_report(self.out))
+        return found
 
 
 def be_deterministic() -> None:
@@ -330,13 +326,3 @@ def _lasting(config: RunConfig) -> dict[str, Any]:
     """Training settings that decide the result; how often it is logged or saved does not."""
     harmless = ("logging_steps", "report_to", "save_steps", "save_total_limit", "micro_batch_size", "loss_spike")
     return {k: v for k, v in asdict(config.train).items() if k not in harmless}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _first_rank_first(work):
-    """The first rank works alone (it may download or build), then the others find what it left."""
-    result = distributed.first(work)
-    return result if distributed.rank() == 0 else work()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import page, prompts
+from .config import AnyMethod
 from .errors import UserError
 from .figures import heat_map, loss_chart
 from .neurons import NeuronSet
@@ -25,8 +26,8 @@ BINS = 15
 SAMPLES = 5
 """Sentences of each domain whose translations are shown."""
 METRICS = (("bleu", "BLEU"), ("chrf", "chrF"))
-SYSTEMS = {"base": "Base", "caneft": "CANEFT"}
-"""How a system is written; others by their own name."""
+SYSTEMS = {kind.__module__.rpartition(".")[2]: kind.title for kind in AnyMethod.__args__}
+"""How a method is written; other systems by their own name."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ Needs torch alone. Next: ffn.py, which fuses three of these into one FFN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,8 @@ class Patch(NamedTuple):
     axis: str | None
     """`row`: values [k, in] (or [k] of a bias); `column`: values [k, out], column j of the weight stored as a row."""
     index: Tensor | None
-    values: Tensor
+    values: Tensor | Callable[[Tensor], Tensor]
+    """Or, for a whole tensor, what makes them of the base's: only one is in memory at a time."""
 
 
 class SliceLinear(nn.Module):

@@ -68,8 +68,8 @@ class ZeroEngine:
         )
         bf16 = next(iter(self.params.values())).dtype == torch.bfloat16
         if self.stage == 3:
-            # The FFN reads its children's weights itself, so they must be gathered together with it.
-            deepspeed.utils.set_z3_leaf_modules(model, [FusedFFN])
+            # The FFN reads its children's weights itself, as DoRA does its layer's: they are gathered together with it.
+            deepspeed.utils.set_z3_leaf_modules(model, _leaves(model), raise_if_not_found=False)
             # A leaf's gradients are reduced when the gradient of its input is there. In a frozen model the first
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
@@ -105,14 +105,15 @@ class ZeroEngine:
         return math.nan if norm is None else float(norm)
 
     def state(self) -> dict[str, Tensor]:
-        """fp32 masters and moments on the host, whole (a collective: every rank calls it)."""
+        """fp32 masters and moments on the host, whole, on the first rank; a collective: every rank calls it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         state: dict[str, Tensor] = {}
         for name, param in self.params.items():
-            state[f"master/{name}"] = safe_get_full_fp32_param(param).cpu().clone()
-            for key in MOMENTS:
-                state[f"{key}/{name}"] = safe_get_full_optimizer_state(param, key).cpu().clone()
+            whole = {"master": safe_get_full_fp32_param(param)}
+            whole |= {key: safe_get_full_optimizer_state(param, key) for key in MOMENTS}
+            if rank() == 0:
+                state |= {f"{key}/{name}": value.cpu().clone() for key, value in whole.items()}
         return state
 
     def load_state(self, state: dict[str, Tensor], steps: int) -> None:
@@ -169,6 +170,11 @@ class ZeroEngine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def _leaves(model: nn.Module) -> list[type[nn.Module]]:
+    """Kinds of modules whose forward reads a child's weight without calling the child."""
+    return list({type(m) for m in model.modules() if isinstance(m, FusedFFN) or getattr(m, "lora_magnitude_vector", 0)})
 
 
 def same_sums_as_stage_3(model: nn.Module) -> None:

@@ -38,6 +38,20 @@ def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]
     return checkpoint.load(last)[0]
 
 
+def train_method(out: str, overrides: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Prepare the toy as `overrides["method"]` says and train it; the last checkpoint, and what it began with."""
+    config = toys.config(out, **overrides)
+    model = toys.model(dtype=getattr(torch, config.model.dtype))
+    torch.manual_seed(distributed.rank())  # what a rank did before must not matter
+    config.method.prepare(model, toys.units() if config.method.selects else None, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    examples = toys.examples(config.data.train_sentences)
+    folder = train(model, config, examples, examples[:4], Path(out), pad_id=0, identity={"toy": 1})
+    distributed.barrier()
+    last, _ = checkpoint.newest(folder.parent)
+    return checkpoint.load(last)[0], before
+
+
 def score_toys(count: int, tokens_per_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Score toy sentences, each rank its share; the all-reduced histogram and sample counts."""
     model, config = toys.model(), ScoreConfig(tokens_per_batch=tokens_per_batch)

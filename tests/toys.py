@@ -51,6 +51,12 @@ def neurons(**slices: Any) -> NeuronSet:
     return NeuronSet(keyed, LAYERS, widths, fan_in)
 
 
+def units() -> NeuronSet:
+    """Three FFN units of one layer and one of the other, as LAPE chooses them."""
+    parts = ("gate.row", "up.row", "down.column")
+    return neurons(**{f"{layer}.{part}": index for layer, index in ((0, [3]), (1, [0, 17, 46])) for part in parts})
+
+
 def examples(count: int, seed: int = 0, groups: int = 2, longest: int = 20) -> list[Example]:
     draw = random.Random(seed)
     made = []

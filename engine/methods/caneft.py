@@ -7,13 +7,20 @@ Translation". Selection itself is in `selection.py`; this is what of it can be s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..errors import UserError
+from .method import Method
+
+if TYPE_CHECKING:
+    from ..counts import Trainable
+    from ..neurons import NeuronSet
+    from ..shapes import ModelShape
+    from ..statistics import Statistics
 
 
 @dataclass
-class Caneft:
+class Caneft(Method):
     """Settings of the selection; the equations are the paper's."""
 
     task_ratio: float | None = 0.2
@@ -29,6 +36,9 @@ class Caneft:
     neuron_ratio: float = 0.01
     """Share of all neurons of the model that is chosen (γ follows from it)."""
 
+    title: ClassVar[str] = "CANEFT"
+    scores: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0 < self.neuron_ratio <= 1:
             raise UserError(f"--method.neuron-ratio {self.neuron_ratio}: must be above 0 and at most 1")
@@ -36,3 +46,14 @@ class Caneft:
             raise UserError(f"--method.task-ratio {self.task_ratio}: must be above 0 and at most 1, or None")
         if self.bins < 2:
             raise UserError(f"--method.bins {self.bins}: must be at least 2")
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        from ..counts import trainable
+
+        return trainable(shape, self.neuron_ratio)
+
+    def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
+        from ..selection import select
+
+        selection = select(stats, self)
+        return selection.neurons, selection.warnings

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slicetune.engine import memory
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig, TrainConfig, ZeroConfig
+from slicetune.engine.counts import trainable
 from slicetune.engine.errors import UserError
-from slicetune.engine.estimate import chosen, corpus_of, describe, trainable
+from slicetune.engine.estimate import chosen, corpus_of, describe
 from slicetune.engine.ffn import fuse
 from slicetune.engine.methods.caneft import Caneft
+from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.llama_pro import LlamaPro
+from slicetune.engine.methods.lora import Lora
+from slicetune.engine.methods.lora_mlp import LoraMlp
+from slicetune.engine.methods.method import Method
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.shapes import GEMMA2_9B, LLAMA2_7B, LLAMA31_8B, QWEN25_7B, ModelShape, from_config
 
@@ -108,12 +115,24 @@ def _shape(kind: str) -> ModelShape:
     return from_config(_config(kind, 1))
 
 
-def _saved(kind: str, layers: int, dtype: torch.dtype, tokens: int, attention: str, packed: bool) -> int:
-    """Bytes of all storages but the parameters' that a scoring forward saves."""
+@pytest.mark.parametrize("method", [Full(), Lora(), LoraMlp(), LlamaPro(blocks=1)], ids=lambda method: method.name)
+def test_saved_activations_of_methods_that_do_not_fuse(method):
+    one, three = (_saved("llama", layers, torch.float32, 128, "sdpa", True, method) for layers in (1, 3))
+    values = memory.module_values(config(method=method), _shape("llama"))
+    expected = memory.saved_per_token(_shape("llama"), 4, "sdpa", 128, values)
+    assert expected == pytest.approx((three - one) / 2 / 128, rel=0.02)  # an adapter's few values are not counted
+
+
+def _saved(
+    kind: str, layers: int, dtype: torch.dtype, tokens: int, attention: str, packed: bool, method: Method | None = None
+) -> int:
+    """Bytes of all storages but the parameters' that a forward saves, of scoring or of a method's training."""
     model = AutoModelForCausalLM.from_config(_config(kind, layers), attn_implementation=attention).to(dtype)
     model.requires_grad_(False)
-    for ffn in fuse(model):
-        ffn.tap = object()  # any tap makes the FFN keep y
+    if method:
+        method.prepare(model, None, config())
+    for ffn in [] if method else fuse(model):
+        ffn.tap = SimpleNamespace(anchor=None)  # any tap makes the FFN keep y
     model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}

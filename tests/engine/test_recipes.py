@@ -13,6 +13,7 @@ import pytest
 from slicetune.engine import cli
 from slicetune.engine.config import RunConfig, TrainConfig
 from slicetune.engine.errors import UserError
+from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.shapes import resolve
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
@@ -84,7 +85,70 @@ def test_dry_run_of_tiny_builds_nothing(offline, monkeypatch, capsys):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_dry_run(path, offline, capsys):
     cli.main(load(path), ["--dry-run"])
-    assert "optimizer steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    method = load(path).method
+    assert ("optimizer steps" in out) == method.trains
+    assert ("while scoring" in out) == method.scores
+
+
+METHODS = [
+    "base",
+    "full",
+    "lora",
+    "lora_mlp",
+    "dora",
+    "llama_pro",
+    "lape",
+    "rcn",
+    "caneft",
+    "caneft_no_mdmtn",
+    "caneft_no_mdcan",
+]
+BY_HAND = {
+    # llama2: H 4096, I 11008, 32 layers; llama31: keys 1024, I 14336; qwen25: H 3584, keys 512, I 18944, 28 layers
+    "full": (6_738_415_616, 8_030_261_248, 7_615_616_512),
+    # r=8 × layers × Σ(in + out): 4·8192 + 3·15104; 2·8192 + 2·5120 + 3·18432; 2·7168 + 2·4096 + 3·22528
+    "lora": (19_988_480, 20_971_520, 20_185_088),
+    "lora_mlp": (11_599_872, 14_155_776, 15_138_816),
+    # and one magnitude an output: 42496, 43008, 49664 a layer
+    "dora": (21_348_352, 22_347_776, 21_575_680),
+    # two blocks of 202,383,360, 218,112,000 and 233,057,792
+    "llama_pro": (404_766_720, 436_224_000, 466_115_584),
+    # 1 % of I × layers units (3,523, 4,588, 5,304) × 3H
+    "lape": (43_290_624, 56_377_344, 57_028_608),
+}
+
+
+def test_there_is_a_recipe_for_every_row():
+    models = ("llama2", "llama31", "qwen25", "tiny")
+    rows = {f"{method}_{model}" for method in METHODS for model in models} | {"caneft_gemma2"}
+    assert {path.stem for path in RECIPES} >= rows
+    for row in rows:
+        method = load(RECIPES[0].with_name(f"{row}.py")).method
+        assert row.startswith(method.name), row
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+@pytest.mark.parametrize(("place", "model"), enumerate(["llama2", "llama31", "qwen25"]))
+def test_parameters_counted_by_hand(method, place, model, offline, capsys):
+    cli.main(load(RECIPES[0].with_name(f"{method}_{model}.py")), ["--dry-run"])
+    out = capsys.readouterr().out
+    number = f"{BY_HAND[method][place]:,}"
+    assert re.search(rf"^  (trainable|exact) +{number}  = ", out, re.M)
+    added = re.search(r"^  added +([\d,]+)", out, re.M)
+    assert (added and added[1]) == {"full": "0", "lape": None}.get(method, number)
+
+
+def test_ablations_and_the_control_differ_from_caneft_in_one_thing():
+    for model in ("llama2", "llama31", "qwen25", "tiny"):
+        caneft, no_task, no_mi, rcn = (
+            load(RECIPES[0].with_name(f"{name}_{model}.py"))
+            for name in ("caneft", "caneft_no_mdmtn", "caneft_no_mdcan", "rcn")
+        )
+        assert (no_task.method, no_mi.method) == (Caneft(task_ratio=None), Caneft(consensus=None))
+        assert vars(rcn.method) == vars(caneft.method)
+        for other in (no_task, no_mi, rcn):
+            assert (other.train, other.data, other.model) == (caneft.train, caneft.data, caneft.model)
 
 
 def test_recipe_as_a_program(tmp_path):
@@ -123,6 +187,7 @@ def test_flags_override_the_recipe():
         (["--data.pair", "deen"], "write source-target"),
         (["--method.neuron-ratio", "2"], "at most 1"),
         (["--dry-run", "--shape", "GPT-5"], "--shape Llama-2-7B"),
+        (["--method.bins", "1"], "must be at least 2"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_code_2(args, words, offline, capsys):

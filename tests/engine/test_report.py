@@ -174,7 +174,7 @@ def test_page_of_a_run_without_most_artefacts(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "svg" not in page.tags
     assert "Loss" not in page.words
-    assert "full on 2 domains" in page.text
+    assert "Full on 2 domains" in page.text
     assert "36.75" in page.text
     with pytest.raises(UserError, match=r"results\.json is missing"):
         write_report(tmp_path / "nowhere")
@@ -279,6 +279,7 @@ def test_settings_are_shown_part_by_part(tmp_path):
     run = Artefacts.read(run_folder(tmp_path))
     parts = list(sections.settings(run))
     assert [re.search("<summary>(.*?)<", part)[1] for part in parts] == [
-        f"Settings: {name}" for name in ("model", "data", "score", "method", "train", "zero", "evaluate", "run")
+        f"Settings: {name}"
+        for name in ("model", "data", "score", "method", "train", "zero", "export", "evaluate", "run")
     ]
     assert "<td>seen</td><td><code>it law medical subtitles</code></td>" in parts[1]

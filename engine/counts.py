@@ -1,0 +1,73 @@
+"""How many parameters a method trains and adds, by arithmetic on a model's shape: what the dry run and tests know.
+
+trainable(LLAMA31_8B, 0.01)                       # 1 % of the neurons: least, expected and most weights
+low_rank(LLAMA31_8B, 8, attention=True)           # LoRA r=8 on the blocks: 20,971,520
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Parameters that a method trains. `exact` is None until neurons.safetensors exists, where one selects.
+
+    `neurons` is 0 where none are chosen; `added` counts parameters that the base model does not have.
+    """
+
+    neurons: int
+    minimum: int
+    expectation: float
+    maximum: int
+    exact: int | None = None
+    added: int = 0
+
+    @staticmethod
+    def known(parameters: int, added: int = 0, neurons: int = 0) -> Trainable:
+        """A number that needs no selection."""
+        return Trainable(neurons, parameters, parameters, parameters, parameters, added)
+
+
+def trainable(shape: ModelShape, ratio: float) -> Trainable:
+    """Least, expected and most parameters of `ratio` of all neurons: a `down` row costs I weights, gate and up rows H.
+
+    Halves of a neuron round up. The expectation is that of a uniformly random choice: count × mean cost, exactly.
+    """
+    count = math.floor(ratio * shape.neurons + 0.5)
+    piles = sorted((shape.slice_weights[name], shape.layers * width) for name, width in shape.widths.items())
+    mean = shape.ffn_parameters / shape.neurons_per_layer
+    return Trainable(count, _cost(piles, count), count * mean, _cost(piles[::-1], count))
+
+
+def _cost(piles: list[tuple[int, int]], count: int) -> int:
+    """Weights of the first `count` neurons of (weights of a neuron, neurons) piles, in order."""
+    weights = 0
+    for cost, number in piles:
+        taken = min(count, number)
+        weights, count = weights + cost * taken, count - taken
+    return weights
+
+
+def unit_weights(shape: ModelShape) -> int:
+    """Weights of one FFN unit: gate row, up row (their bias entries) and down column."""
+    rows = (shape.slice_weights[name] for name in list(shape.widths)[:-1])
+    return sum(rows) + shape.hidden
+
+
+def linears(shape: ModelShape, attention: bool) -> list[tuple[int, int]]:
+    """(inputs, outputs) of a block's linear layers: its FFN's, and its attention's where that is asked for."""
+    ffn = [(shape.fan_in[name], width) for name, width in shape.widths.items()]
+    if not attention:
+        return ffn
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    inward = [queries, keys, keys] if shape.gated else [queries + 2 * keys]  # BLOOM packs them
+    return [*((shape.hidden, width) for width in inward), (queries, shape.hidden), *ffn]
+
+
+def low_rank(shape: ModelShape, rank: int, attention: bool, magnitude: bool = False) -> int:
+    """LoRA's A [rank, inputs] and B [outputs, rank] on every such layer; DoRA's magnitude [outputs] besides."""
+    return shape.layers * sum(rank * (i + o) + magnitude * o for i, o in linears(shape, attention))

@@ -1,0 +1,103 @@
+"""LAPE: FFN units whose activation probability differs most between groups, by the entropy over groups.
+
+Tang et al. 2024, "Language-Specific Neurons: The Key to Multilingual Capabilities in Large Language Models", with
+domains for languages, as CANEFT's Table 1 uses it. A unit is trained with its gate row, up row and down column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .method import Method
+
+if TYPE_CHECKING:
+    from ..counts import Trainable
+    from ..neurons import NeuronSet
+    from ..shapes import ModelShape
+    from ..statistics import Statistics
+
+
+@dataclass
+class Lape(Method):
+    """Settings of the selection."""
+
+    neuron_ratio: float = 0.01
+    """Share of all FFN units that is chosen."""
+    match: str = ""
+    """A neurons.safetensors: choose as many units as come nearest to its trainable parameters instead."""
+    percentile: float = 0.95
+    """A unit must be active more often than this share of all (unit, domain) pairs, in one domain at least."""
+
+    title: ClassVar[str] = "LAPE"
+    scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.neuron_ratio <= 1:
+            raise UserError(f"--method.neuron-ratio {self.neuron_ratio}: must be above 0 and at most 1")
+        if not 0 < self.percentile < 1:
+            raise UserError(f"--method.percentile {self.percentile}: must lie between 0 and 1")
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        from ..counts import Trainable, unit_weights
+
+        units = self.units(shape)
+        return Trainable.known(units * unit_weights(shape), neurons=units)
+
+    def units(self, shape: ModelShape) -> int:
+        """How many are chosen."""
+        from ..counts import unit_weights
+        from ..neurons import NeuronSet
+        from ..selection import share_of
+
+        if not self.match:
+            return share_of(self.neuron_ratio, shape.layers * shape.intermediate)
+        wanted = NeuronSet.load(self.match).parameters(shape.mlp_bias)
+        return (2 * wanted + unit_weights(shape)) // (2 * unit_weights(shape))
+
+    def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
+        """Raises UserError where only target tokens were counted, or too few units are active often enough."""
+        if stats.provenance.get("score", {}).get("tokens", "all") != "all":
+            raise UserError("lape counts all tokens of a sentence: set --score.tokens all")
+        if len(stats.groups) < 2:
+            raise UserError(f"--data.seen names {stats.groups[0]} alone: an entropy needs two domains or more")
+        p = stats.active.cpu().double().flatten(1) / stats.tokens.cpu()[:, None]
+        bar, wanted = threshold(p, self.percentile), self.units(shape)
+        often = (p > bar).any(0)
+        if not 0 < wanted <= int(often.sum()):
+            raise UserError(f"lape wants {wanted:,} units, {int(often.sum()):,} are active often: lower the ratio")
+        value = entropy(p).masked_fill(~often, torch.inf)
+        units = value.argsort(stable=True)[:wanted]
+        owners = {name: int((p[g, units] > bar).sum()) for g, name in enumerate(stats.groups)}
+        about = {"method": "lape", "options": asdict(self), "threshold": bar, "units": wanted}
+        about |= {"highest_entropy": float(value[units[-1]]), "units_by_domain": owners}
+        return units_of(units, shape, about), []
+
+
+def threshold(p: Tensor, percentile: float) -> float:
+    """The probability at that share of all, p float64 [groups, units]; the k-th smallest, as its authors take it."""
+    return p.flatten().kthvalue(max(1, round(p.numel() * percentile))).values.item()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """-Σ_g p' ln p' in nats, p' = p / Σ_g p: p [groups, units] → [units]; a unit that is never active has 0."""
+    share = p / p.sum(0).clamp_min(torch.finfo(p.dtype).tiny)
+    return torch.special.entr(share).sum(0)
+
+
+def units_of(units: Tensor, shape: ModelShape, provenance: dict) -> NeuronSet:
+    """Slices of FFN units, numbered layer by layer: rows of what feeds them, the column of `down` that they feed."""
+    from ..neurons import NeuronSet
+
+    *inward, outward = shape.widths
+    slices = {}
+    for layer in range(shape.layers):
+        own = units[units // shape.intermediate == layer] % shape.intermediate
+        index = own.sort().values
+        slices |= {(layer, name, "row"): index.clone() for name in inward}  # a file holds no tensor twice
+        slices[layer, outward, "column"] = index
+    return NeuronSet(slices, shape.layers, dict(shape.widths), dict(shape.fan_in), provenance)

@@ -1,0 +1,55 @@
+"""LLaMA Pro: copies of a few blocks, silent at first, are inserted and trained; the model is saved as a deeper one.
+
+Wu et al. 2024, "LLaMA Pro: Progressive LLaMA with Block Expansion". With two blocks, as CANEFT's Table 1 has it, they
+follow the layer in the middle and the last one. What a deeper model is: expansion.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .method import Method, whole_patches
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..counts import Trainable
+    from ..expansion import Expansion
+    from ..shapes import ModelShape
+    from ..slices import Patch
+
+
+@dataclass
+class LlamaPro(Method):
+    """How many blocks are added."""
+
+    blocks: int = 2
+    """After every 1/blocks of the depth: 2 follow the layers at 1/2 and at the end."""
+
+    title: ClassVar[str] = "LLaMA Pro"
+    selects: ClassVar[bool] = False
+
+    def expansion(self, layers: int) -> Expansion:
+        from ..expansion import Expansion
+
+        if not 1 <= self.blocks <= layers:
+            raise UserError(f"--method.blocks {self.blocks}: must be between 1 and the model's {layers} layers")
+        return Expansion(tuple(layers * (i + 1) // self.blocks - 1 for i in range(self.blocks)))
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        from ..counts import Trainable
+
+        parameters = len(self.expansion(shape.layers).after) * shape.block_parameters
+        return Trainable.known(parameters, added=parameters)
+
+    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+        model.requires_grad_(False)
+        for block in self.expansion(model.config.num_hidden_layers).apply(model):
+            block.requires_grad_(True)
+
+    def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+        return whole_patches(tensors)

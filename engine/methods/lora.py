@@ -1,0 +1,91 @@
+"""LoRA: W + (alpha/rank)·B·A beside every linear layer of the blocks, by PEFT; merged into the weights on export.
+
+The adapters have the model's dtype (PEFT's `autocast_adapter_dtype` is off): ZeRO keeps their fp32 masters, as it does
+for every method's parameters, and those are what is merged. The paper's counts on Llama-3.1 are those of r=16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .method import Method
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..counts import Trainable
+    from ..shapes import ModelShape
+    from ..slices import Patch
+
+
+@dataclass
+class Lora(Method):
+    """Settings of the adapters, by PEFT's names."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """B·A counts alpha/rank times."""
+
+    title: ClassVar[str] = "LoRA"
+    selects: ClassVar[bool] = False
+    attention: ClassVar[bool] = True
+    """Adapters beside the attention's layers too."""
+    magnitude: ClassVar[bool] = False
+    """DoRA's."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"--method.rank {self.rank}: must be at least 1")
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        from ..counts import Trainable, low_rank
+
+        parameters = low_rank(shape, self.rank, self.attention, self.magnitude)
+        return Trainable.known(parameters, added=parameters)
+
+    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+        """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
+        from peft import inject_adapter_in_model
+
+        model.requires_grad_(False)
+        torch.manual_seed(config.seed)
+        inject_adapter_in_model(self.peft_config(self.targets(model)), model)
+
+    def targets(self, model: nn.Module) -> list[str]:
+        """Names of the layers that get an adapter, in the model's order."""
+        from ..ffn import find_ffns
+
+        sites = find_ffns(model)
+        if not self.attention:
+            return [f"{site.name}.{child}" for site in sites for child in site.projections.values()]
+        blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in sites)
+        return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks)]
+
+    def peft_config(self, targets: list[str]):
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, use_dora=self.magnitude)
+
+    def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+        """W + s·B·A in fp32 of every layer, DoRA's rescaled to the trained magnitude; a layer at a time, on export."""
+        from ..slices import Patch
+
+        mark = ".lora_A.default.weight"
+        names = [n.removeprefix("master/").removesuffix(mark) for n in tensors if n.endswith(mark) and "master/" in n]
+        return {f"{name}.weight": Patch(None, None, self._merge(name, tensors)) for name in names}
+
+    def _merge(self, name: str, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        a, b = (tensors[f"master/{name}.lora_{part}.default.weight"] for part in "AB")
+        magnitude = tensors.get(f"master/{name}.lora_magnitude_vector.default.weight")
+
+        def merged(weight: Tensor) -> Tensor:
+            total = weight.float() + (b @ a) * (self.alpha / self.rank)
+            return total if magnitude is None else total * (magnitude / total.norm(dim=1))[:, None]
+
+        return merged

@@ -1,0 +1,16 @@
+"""LoRA-MLP: LoRA beside the FFN's layers alone, the part of the model that CANEFT trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .lora import Lora
+
+
+@dataclass
+class LoraMlp(Lora):
+    """Settings of the adapters, by PEFT's names."""
+
+    title: ClassVar[str] = "LoRA-MLP"
+    attention: ClassVar[bool] = False

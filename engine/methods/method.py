@@ -1,0 +1,91 @@
+"""What a method tells the run: what it scores, which neurons it selects, what it trains, what that changes.
+
+A method is a dataclass of settings in a module of its own, and its name is that module's. The defaults here are those
+of the methods that select neurons and train their slices; the others say where they differ. All go through the same
+run.py: same data, batches, evaluation and artefacts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..counts import Trainable
+    from ..expansion import Expansion
+    from ..neurons import NeuronSet
+    from ..shapes import ModelShape
+    from ..slices import Patch
+    from ..statistics import Statistics
+
+
+class Method:
+    """One row of the paper's table; at most two levels of subclasses."""
+
+    title: ClassVar[str]
+    """How it is written in a table."""
+    scores: ClassVar[bool] = False
+    """Whether `select` reads the statistics of a scoring pass."""
+    selects: ClassVar[bool] = True
+    """Whether it trains the slices of a NeuronSet."""
+    trains: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        """Trainable and added parameters, by arithmetic alone."""
+        raise NotImplementedError
+
+    def select(self, stats: Statistics | None, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
+        """The neurons and what the user should be told; `stats` is None where the method scores nothing."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, neurons: NeuronSet | None, config: RunConfig) -> None:
+        """Make in place what is trained require a gradient, and nothing else. The same bits on every rank."""
+        from ..ffn import attach
+
+        attach(model, neurons, config.model.recompute_ffn)
+
+    def patches(self, base: Path, neurons: NeuronSet | None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+        """What a checkpoint's tensors (`master/<name>`: trained values, fp32) change in the model: name → values."""
+        return slice_patches(base, neurons, tensors)
+
+    def expansion(self, layers: int) -> Expansion | None:
+        """Blocks that the exported model has besides the base's."""
+        return None
+
+
+def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+    """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight.
+
+    A model on the meta device has the same parameter names as the one that was trained.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ..ffn import find_ffns
+    from ..slices import Patch
+
+    with torch.device("meta"):
+        sites = find_ffns(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)))
+    patches = {}
+    for (layer, role, axis), index in neurons.slices.items():
+        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
+        kind = "rows" if axis == "row" else "columns"
+        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"master/{name}.{kind}"])
+        if f"master/{name}.bias_rows" in tensors:
+            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"master/{name}.bias_rows"])
+    return patches
+
+
+def whole_patches(tensors: dict[str, Tensor]) -> dict[str, Patch]:
+    """Every trained tensor in place of the base's."""
+    from ..slices import Patch
+
+    masters = {name.removeprefix("master/"): value for name, value in tensors.items() if name.startswith("master/")}
+    return {name: Patch(None, None, value) for name, value in masters.items()}

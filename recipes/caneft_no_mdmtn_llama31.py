@@ -1,0 +1,27 @@
+"""CANEFT w/o MDMTN, no task filter: Llama-3.1-8B-Instruct, German–English, Koran unseen (the paper's Table 2).
+
+torchrun --nproc_per_node 8 recipes/caneft_no_mdmtn_llama31.py --data.dir DATA --out runs/caneft-no-mdmtn-llama31
+python recipes/caneft_no_mdmtn_llama31.py --dry-run
+"""
+
+from slicetune.engine.cli import main
+from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from slicetune.engine.methods.caneft import Caneft
+
+CONFIG = RunConfig(
+    out="runs/caneft-no-mdmtn-llama31",
+    shape="Llama-3.1-8B",
+    model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
+    data=DataConfig(
+        dir="data",
+        pair="de-en",
+        seen=("it", "law", "medical", "subtitles"),
+        unseen=("koran",),
+        train_sentences=2_000,
+    ),
+    method=Caneft(neuron_ratio=0.01, task_ratio=None),
+    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
+)
+
+if __name__ == "__main__":
+    main(CONFIG)

@@ -1,0 +1,27 @@
+"""LLaMA Pro, two new blocks: Llama-3.1-8B-Instruct, German–English, Koran unseen (the paper's Table 1).
+
+torchrun --nproc_per_node 8 recipes/llama_pro_llama31.py --data.dir DATA --out runs/llama-pro-llama31
+python recipes/llama_pro_llama31.py --dry-run
+"""
+
+from slicetune.engine.cli import main
+from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from slicetune.engine.methods.llama_pro import LlamaPro
+
+CONFIG = RunConfig(
+    out="runs/llama-pro-llama31",
+    shape="Llama-3.1-8B",
+    model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct", activation_checkpointing=True),
+    data=DataConfig(
+        dir="data",
+        pair="de-en",
+        seen=("it", "law", "medical", "subtitles"),
+        unseen=("koran",),
+        train_sentences=10_000,
+    ),
+    method=LlamaPro(blocks=2),
+    train=TrainConfig(learning_rate=2e-5, epochs=2, global_batch_size=5),
+)
+
+if __name__ == "__main__":
+    main(CONFIG)
