@@ -74,7 +74,7 @@ class Run:
         self.stages.settings |= source | {"data": data, "seed": c.seed}
         self._train_stages()
         self._decode_stages()
-        found = distributed.share_object(self.evaluate() if distributed.rank() == 0 else None)
+        found = distributed.share_object(distributed.first(self.evaluate))
         distributed.print0(table(found))
         return found
 
@@ -87,13 +87,13 @@ class Run:
             scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
             do("score", {"score": scoring}, out / "statistics.safetensors", self.score)
         if c.method.selects:
-            do("select", method, out / "neurons.safetensors", self.select)
+            do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
         if c.method.trains:
             sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
-            do("export", {"dtype": c.evaluate.dtype}, out / "model", self.export)
+            do("export", {"dtype": c.evaluate.dtype}, out / "model", lambda: distributed.first(self.export))
         if c.method.selects:
-            do("delta", {}, out / "delta", self.delta)
+            do("delta", {}, out / "delta", lambda: distributed.first(self.delta))
 
     def _decode_stages(self) -> None:
         """Translations of what is compared; the adapter comes last, so that asking for it later undoes nothing."""
@@ -106,7 +106,7 @@ class Run:
         if c.method.trains:
             do("translate", {"decode": decoding}, out / "translations" / self.name, self.translate)
         if c.export.adapter != "none":
-            do("adapter", {"adapter": c.export.adapter}, out / "adapter", self.adapter)
+            do("adapter", {"adapter": c.export.adapter}, out / "adapter", lambda: distributed.first(self.adapter))
 
     @property
     def name(self) -> str:
@@ -193,8 +193,6 @@ class Run:
         partial.clear()
 
     def select(self) -> None:
-        if distributed.rank() != 0:
-            return
         method = self.config.method
         stats = Statistics.load(self.out / "statistics.safetensors") if method.scores else None
         neurons, warnings = method.select(stats, self.shape, self.config.seed)
@@ -250,8 +248,6 @@ class Run:
         return json.loads((self.out / "chosen.json").read_text())
 
     def export(self) -> None:
-        if distributed.rank() != 0:
-            return
         expansion = self.config.method.expansion(self.shape.layers)
         dtype = self.config.evaluate.dtype
         print(summary(export_model(self.base, self.patches(), self.out / "model", dtype, expansion)), flush=True)
@@ -261,12 +257,9 @@ class Run:
         return self.config.method.patches(self.base, self.neurons, tensors)
 
     def delta(self) -> None:
-        if distributed.rank() == 0:
-            print(delta.write(self.base, self.out / "model", self.patches(), self.out / "delta"), flush=True)
+        print(delta.write(self.base, self.out / "model", self.patches(), self.out / "delta"), flush=True)
 
     def adapter(self) -> None:
-        if distributed.rank() != 0:
-            return
         method = self.config.method
         if isinstance(method, Lora):
             tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
