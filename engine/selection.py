@@ -274,7 +274,7 @@ def _midpoints(lowest_octave: int) -> Tensor:
 
 
 def agreement(exact_scores: Tensor, groups: Tensor, stats: Statistics, method: Caneft | None = None) -> dict[str, Any]:
-    """How close the streamed histogram comes to binning the scores themselves (METHODS, streaming): measured.
+    """How close the streamed histogram comes to binning the scores themselves: measured.
 
     exact_scores: float32 [samples, N] in flat order, of the same sentences as `stats`; groups: int64 [samples].
     Returns mean_abs_delta and max_abs_delta of the MI in nats, overlap of the selected share, and the sizes.

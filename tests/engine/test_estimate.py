@@ -159,7 +159,7 @@ def test_scoring_memory_of_an_8b_model():
     rows = memory.scoring(config(), LLAMA31_8B)
     got = parts(rows)
     assert got["weights"] == 2 * 8_030_261_248
-    assert got["histogram counts"] == 4 * 1_048_576 * 256 * 4  # the 4.3 GB of METHODS
+    assert got["histogram counts"] == 4 * 1_048_576 * 256 * 4  # 4.3 GB
     assert got["logits"] == 2048 * 128_256 * 10
     assert memory.device_total(rows) == sum(got.values())
     on_host = config(score=ScoreConfig(counts="host"))

@@ -1,6 +1,6 @@
 """Killed, full and limited disks, made for real: nothing is lost, and what goes on ends with the same bits.
 
-`make faults` runs the same trials at every point; here a seeded sample (FAULTS rows 1, 2, 3, and scoring that resumes).
+`make faults` runs the same trials at every point; here a seeded sample, and scoring that resumes.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def bloom() -> BloomForCausalLM:
 
 
 def by_hooks(model, example, config: ScoreConfig) -> dict[tuple[int, str], torch.Tensor]:
-    """One sentence's scores by forward hooks and autograd.grad: METHODS' formulas and nothing of the engine."""
+    """One sentence's scores by forward hooks and autograd.grad: the formulas and nothing of the engine."""
     outputs: dict[tuple[int, str], torch.Tensor] = {}
     hooks = []
     for site in find_ffns(model):
@@ -222,7 +222,7 @@ def test_no_weight_gradient_and_no_tap_is_left():
 
 
 def deciles_of_fine_bins(scores: np.ndarray) -> np.ndarray:
-    """METHODS 5 by hand, a column at a time: eight bins an octave, each whole bin to the decile of its middle."""
+    """Streamed deciles by hand, column by column: eight bins an octave, a bin goes to the decile of its middle."""
     fine = ((scores.astype(np.float32).view(np.int32) >> 20) - ((127 - 40) << 3)).clip(0, 255)
     labels = np.empty(scores.shape, dtype=int)
     for n in range(scores.shape[1]):

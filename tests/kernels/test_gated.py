@@ -93,7 +93,7 @@ def test_scores_are_each_samples_own(reduce, gain):
             assert torch.allclose(got[sample].double(), want.sum(0).double(), rtol=1e-13, atol=1e-13)
     assert out.active.dtype == torch.int32
     assert torch.equal(out.up_score[1], torch.zeros(UNITS, dtype=torch.float64))
-    # METHODS: u·dL/du = h·dL/dh, so the up channel's score is the intermediate unit's.
+    # u·dL/du = h·dL/dh, so the up channel's score is the intermediate unit's.
     h = autograd(dh, gate, up, "silu", c, route)[0]
     assert torch.allclose(out.up_score[0], size(h * dh)[:7].sum(0), rtol=1e-12)
 
