@@ -81,6 +81,10 @@ class Run:
     def _train_stages(self) -> None:
         """From scores to the exported model, as far as the method needs them."""
         c, out, do = self.config, self.out, self.stages.do
+        if c.model.recompute_ffn and not c.method.selects:
+            raise UserError(
+                f"--model.recompute-ffn: {c.method.title} trains no slices; use --model.activation-checkpointing"
+            )
         method = {"method": as_dict(c.method)}
         if c.method.scores:
             harmless = ("tokens_per_batch", "counts", "save_minutes")
