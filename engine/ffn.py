@@ -32,8 +32,8 @@ class Tap(Protocol):
     reduce: str  # "mean_abs" | "abs_sum"
     anchor: Tensor  # requires a gradient, so that the first FFN has a backward although its input needs none
 
-    def record(self, layer: int, scores: dict[str, Tensor], active: Tensor, activation: Tensor) -> None:
-        """Per-sample sums [samples, width] by projection; active counts and sums of h [samples, I]."""
+    def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
+        """Per-sample sums [samples, width] by projection; of h·dh, active counts and sums of h [samples, I]."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _GatedFFN(torch.autograd.Function):
         )
         if tap:
             scores = {"gate": grad.gate_score, "up": grad.up_score, "down": product_sums(y, dy, segments, reduce)}
-            tap.record(ffn.layer, scores, grad.active, grad.activation)
+            tap.record(ffn.layer, scores, grad.up_score, grad.active, grad.activation)  # u·du is h·dh
         dx = (grad.dgate @ wg).addmm_(grad.dup, wu).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         slices = (
             *_gradients(gate, grad.dgate, x, dy_columns=grad.dgate_columns),
@@ -164,7 +164,7 @@ class _PlainFFN(torch.autograd.Function):
         )
         if tap:
             scores = {"in": grad.score, "out": product_sums(y, dy, segments, reduce)}
-            tap.record(ffn.layer, scores, grad.active, grad.activation)
+            tap.record(ffn.layer, scores, grad.unit_score, grad.active, grad.activation)
         dx = (grad.dpre @ w1).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         slices = (
             *_gradients(first, grad.dpre, x, dy_columns=grad.dpre_columns),

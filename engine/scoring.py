@@ -38,7 +38,7 @@ class ScoreTap:
         self.groups = batch.groups
         self.statistics.add_samples(batch.groups, self.lengths.to(torch.int64))
 
-    def record(self, layer: int, scores: dict[str, Tensor], active: Tensor, activation: Tensor) -> None:
+    def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
         """Per-sample sums [samples, width] of one layer: called once a batch, in the layer's backward."""
         for projection, total in scores.items():
             score = total / self.lengths[:, None] if self.reduce == "mean_abs" else total.abs()

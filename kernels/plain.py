@@ -33,10 +33,10 @@ def _(pre, activation, bias, gain, route):
 
 
 def _outputs(pre: Tensor, segments: Tensor | None, indices: list[Tensor | None]) -> list[Tensor]:
-    """Uninitialised sums [3, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
+    """Uninitialised sums [4, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
     tokens, width = pre.shape
     precise = torch.float64 if pre.dtype == torch.float64 else torch.float32
-    shape = (0,) if segments is None else (3, segments.shape[0], width)
+    shape = (0,) if segments is None else (4, segments.shape[0], width)
     columns = [pre.new_empty((0,) if index is None else (tokens, index.numel())) for index in indices]
     return [pre.new_empty(shape, dtype=precise), *columns]
 
@@ -138,7 +138,7 @@ def plain_backward(
         dh.contiguous(), pre.contiguous(), activation, bias, gain, route, segments, reduce == "abs_sum", indices, emit_h
     )
     kept = [x if index is not None else None for x, index in zip(columns, indices, strict=True)]
-    score, active, total = (None,) * 3 if segments is None else sums
+    score, unit, active, total = (None,) * 4 if segments is None else sums
     if active is not None:
         active = active.to(torch.int32)
-    return PlainBackward(dpre, score, active, total, h if emit_h else None, *kept)
+    return PlainBackward(dpre, score, unit, active, total, h if emit_h else None, *kept)

@@ -18,6 +18,8 @@ class PlainBackward:
     """[T, I], dtype of pre: the gradient of pre, which is c times the gradient of z = c·pre + bias."""
     score: Tensor | None = None
     """float32 [S, I]: sum over the segment's tokens of |z·dz| (`mean_abs`) or of z·dz, signed (`abs_sum`)."""
+    unit_score: Tensor | None = None
+    """float32 [S, I]: the same of h·dh, the unit's output times its gradient (LANDeRMT Eq. 4; `up_score` if gated)."""
     active: Tensor | None = None
     """int32 [S, I]: tokens of the segment with z > 0 and c ≠ 0."""
     activation: Tensor | None = None
@@ -72,10 +74,11 @@ def plain_backward_reference(
     if c is not None:
         h, dz, on = torch.where(c == 0, 0, h), torch.where(c == 0, 0, dz), on & (c != 0)
         dpre = c * dz
-    score = z * dz
+    score, unit = z * dz, h * compute(dh)
     out = PlainBackward(dpre.to(pre.dtype), h=h.to(pre.dtype) if emit_h else None)
     if segments is not None:
         out.score = segment_sums(score.abs() if reduce == "mean_abs" else score, segments)
+        out.unit_score = segment_sums(unit.abs() if reduce == "mean_abs" else unit, segments)
         out.active = segment_sums(on.int(), segments).int()
         out.activation = segment_sums(h, segments)
     if pre_columns is not None:
@@ -104,7 +107,7 @@ def _backward_block(d: Tensor, z: Tensor, activation: str, c: Tensor | None) -> 
 
 
 def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns) -> None:
-    """Block by block, so that temporaries stay in cache; `sums` [3, S, I] holds scores, active counts, sums of h."""
+    """Block by block, so that temporaries stay in cache; `sums` [4, S, I]: scores of z, of h, active, sums of h."""
     tokens, width = pre.shape
     if segments is not None:
         sums.zero_()
@@ -112,10 +115,12 @@ def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, ind
         rows = slice(begin, end)
         c = gain_rows(gain, route, begin, end)
         z = _inner(pre[rows], bias, c)
-        dpre_rows, dz, h_rows, on = _backward_block(compute(dh[rows]), z, activation, c)
+        d = compute(dh[rows])
+        dpre_rows, dz, h_rows, on = _backward_block(d, z, activation, c)
         if sample >= 0:
-            score, active, total = sums[:, sample]
+            score, unit, active, total = sums[:, sample]
             score += (z * dz if signed else (z * dz).abs_()).sum(0)
+            unit += (h_rows * d if signed else (h_rows * d).abs_()).sum(0)
             active += on.sum(0)
             total += h_rows.sum(0)
         for into, x, index in zip(columns, (dpre_rows, h_rows), indices, strict=True):

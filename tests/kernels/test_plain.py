@@ -69,9 +69,10 @@ def test_scores_are_each_samples_own(reduce, gain):
     h, _, z, dz, active = autograd(dh, pre, "gelu_tanh", *rest)
     for backward in (plain_backward, plain_backward_reference):
         out = backward(dh, pre, "gelu_tanh", *rest, segments=SEGMENTS, reduce=reduce)
-        product = (z * dz).abs() if reduce == "mean_abs" else z * dz
+        product, unit = ((x.abs() if reduce == "mean_abs" else x) for x in (z * dz, h * dh))
         for sample, (begin, end) in enumerate(SEGMENTS.tolist()):
             assert torch.allclose(out.score[sample], product[begin:end].sum(0), rtol=1e-13, atol=1e-13)
+            assert torch.allclose(out.unit_score[sample], unit[begin:end].sum(0), rtol=1e-13, atol=1e-13)
             assert torch.allclose(out.activation[sample], h[begin:end].sum(0), rtol=1e-13, atol=1e-13)
             assert torch.equal(out.active[sample], active[begin:end].sum(0).int())
         assert out.active.dtype == torch.int32
