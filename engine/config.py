@@ -81,6 +81,10 @@ class DataConfig:
     """Sentences a seen domain for the dev loss."""
     test_sentences: int = 0
     """Sentences a domain that are decoded; 0 is all."""
+    test_split: Literal["test", "dev"] = "test"
+    """Which split is decoded and measured; `dev` where a corpus has no test files."""
+    test_dir: str = ""
+    """Where the test split lies if not in --data.dir: another corpus, of the same pair and domains."""
     max_length: int = 512
     """Tokens of prompt and target together; longer sentences are counted and dropped."""
     max_dropped: float = 0.01

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import records
@@ -142,6 +142,8 @@ def check(data: DataConfig) -> CorpusReport:
     if len(set(scored.values())) > 1:
         counts = ", ".join(f"{domain} {count}" for domain, count in scored.items())
         report.notes.append(f"scored sentences ({counts}): a domain with fewer weighs less in the mutual information")
+    if data.test_split == "dev" and data.dev_sentences and not data.test_dir:
+        report.notes.append("measured on the dev split, which chooses the checkpoint too: scores are a little high")
     for domain in data.domains:
         for split in ["dev"] * (domain in data.seen and data.dev_sentences > 0) + ["test"]:
             pairs = _add(report, data, domain, split)
@@ -162,6 +164,8 @@ def _add(report: CorpusReport, data: DataConfig, domain: str, split: str) -> lis
 
 
 def _read(data: DataConfig, domain: str, split: str) -> tuple[list[Pair], Faults]:
+    if split == "test":  # where it is and what it is called there
+        split, data = data.test_split, replace(data, dir=data.test_dir or data.dir)
     languages, faults = (data.source, data.target), Faults()
     root = _root(data)
     if root is None:
@@ -193,7 +197,12 @@ def _root(data: DataConfig) -> Path | None:
         return root
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data.dir):
         return None
-    raise UserError(f"--data.dir {data.dir}: no such folder")
+    raise UserError(f"{_flag(data)}: no such folder")
+
+
+def _flag(data: DataConfig) -> str:
+    """What named the corpus that is being read (`_read` puts --data.test-dir in the place of --data.dir)."""
+    return f"--data.test-dir {data.dir}" if data.dir == data.test_dir else f"--data.dir {data.dir}"
 
 
 def _find(root: Path, data: DataConfig, domain: str, split: str) -> tuple[tuple[Path, ...], tuple[str, str]]:
@@ -206,12 +215,13 @@ def _find(root: Path, data: DataConfig, domain: str, split: str) -> tuple[tuple[
             raise UserError(
                 f"{paths[found.index(None)]}: missing beside {next(filter(None, found))}: a pair needs both"
             )
+    elsewhere = "" if split != "test" or data.test_dir else "; --data.test-split dev and --data.test-dir name others"
     pairs = [root / f"{a}-{b}" for a, b in _directions(data)]
     there = sorted({child.name for pair in pairs if pair.is_dir() for child in pair.iterdir() if child.is_dir()})
     names = f"domains there: {' '.join(there)}" if there else "no such folder"
     raise UserError(
-        f"--data.dir {data.dir}: no {split} split of {domain}: {data.pair}/{domain}/{split}.jsonl[.gz] or "
-        f"{split}.{data.source} and {split}.{data.target} ({names})"
+        f"{_flag(data)}: no {split} split of {domain}: {data.pair}/{domain}/{split}.jsonl[.gz] or "
+        f"{split}.{data.source} and {split}.{data.target} ({names}){elsewhere}"
     )
 
 

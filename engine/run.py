@@ -29,7 +29,7 @@ from .report import table, write_report
 from .scoring import counts_device, score
 from .shapes import ModelShape, from_config
 from .slices import Patch
-from .stages import Lock, Stages, write_atomically
+from .stages import Lock, Stages, contents, write_atomically
 from .statistics import Statistics
 from .training import train
 from .translation import gather, translate, write_lines
@@ -85,7 +85,7 @@ class Run:
             raise UserError(
                 f"--model.recompute-ffn: {c.method.title} trains no slices; use --model.activation-checkpointing"
             )
-        method = {"method": as_dict(c.method)}
+        method = self.method_settings()
         if c.method.scores:
             harmless = ("tokens_per_batch", "counts", "save_minutes")
             scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
@@ -111,6 +111,12 @@ class Run:
             do("translate", {"decode": decoding}, out / "translations" / self.name, self.translate)
         if c.export.adapter != "none":
             do("adapter", {"adapter": c.export.adapter}, out / "adapter", lambda: distributed.first(self.adapter))
+
+    def method_settings(self) -> dict[str, Any]:
+        """What the choice of neurons and the training depend on: the method's fields, and the files that they name."""
+        method = self.config.method
+        files = distributed.share_object(distributed.first(lambda: contents(method.reads)))
+        return {"method": as_dict(method)} | ({"method_files": files} if files else {})
 
     @property
     def name(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ class Lock:
         self.file.truncate(0)
         self.file.write(f"host {socket.gethostname()}, process {os.getpid()}")
         self.file.flush()
+
+
+def contents(files: Iterable[str]) -> dict[str, str]:
+    """Each file's first 16 hex digits of sha256: a file that changed is a setting that changed.
+
+    Raises UserError for a file that cannot be read.
+    """
+    found = {}
+    for file in files:
+        try:
+            with open(file, "rb") as opened:
+                found[file] = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}): name a file that is there") from None
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

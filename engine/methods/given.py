@@ -30,6 +30,10 @@ class Given(Method):
 
     title: ClassVar[str] = "Given"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.files
+
     def bounds(self, shape: ModelShape) -> Trainable:
         from ..counts import Trainable
 

@@ -42,6 +42,10 @@ class Lape(Method):
         if not 0 < self.percentile < 1:
             raise UserError(f"--method.percentile {self.percentile}: must lie between 0 and 1")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.match,) if self.match else ()
+
     def bounds(self, shape: ModelShape) -> Trainable:
         from ..counts import Trainable, unit_weights
 

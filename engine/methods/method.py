@@ -38,6 +38,11 @@ class Method:
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Files that its settings name: what is in them is a setting too."""
+        return ()
+
     def bounds(self, shape: ModelShape) -> Trainable:
         """Trainable and added parameters, by arithmetic alone."""
         raise NotImplementedError

@@ -71,6 +71,29 @@ def test_layouts(tmp_path, files, pair):
     assert [(p.domain, p.index) for p in pairs] == [("medical", 1), ("medical", 2), ("medical", 3)]
 
 
+def test_a_corpus_without_test_files_is_measured_on_dev_or_on_another_folders(tmp_path):
+    """Train and dev records as one publisher has them, the other's test files as instruction records."""
+    for domain in ("it", "koran"):
+        write(tmp_path / f"a/de-en/{domain}/train.jsonl.gz", "".join(record(*pair) for pair in lines(9)))
+        write(tmp_path / f"a/de-en/{domain}/dev.jsonl.gz", JSONL)
+        write(tmp_path / f"b/{domain}.test.de-en.instruct.json", INSTRUCT)
+    settings = {"unseen": ("koran",), "dev_sentences": 2}
+    with pytest.raises(UserError, match=r"no test split of it.*--data\.test-split dev and --data\.test-dir"):
+        corpus.check(config(tmp_path / "a", **settings))
+    on_dev = corpus.check(config(tmp_path / "a", test_split="dev", **settings))
+    found = {(s.domain, s.name): s.sentences for s in on_dev.splits}
+    assert found == {("it", "train"): 9, ("it", "dev"): 3, ("it", "test"): 3, ("koran", "test"): 3}
+    assert "dev split, which chooses the checkpoint" in str(on_dev)
+    elsewhere = config(tmp_path / "a", test_dir=str(tmp_path / "b"), **settings)
+    assert sides(corpus.load_domain(elsewhere, "koran", "test")) == WANTED
+    assert sides(corpus.load_domain(elsewhere, "it", "dev")) == WANTED
+    assert corpus.check(elsewhere).fingerprint == on_dev.fingerprint  # what is trained is the same
+    with pytest.raises(UserError, match=r"--data.test-dir .*nowhere: no such folder"):
+        corpus.load_domain(config(tmp_path / "a", test_dir=str(tmp_path / "nowhere")), "it", "test")
+    with pytest.raises(UserError, match=r"--data.test-dir .*: no test split of law"):
+        corpus.load_domain(config(tmp_path / "a", test_dir=str(tmp_path / "b")), "law", "test")
+
+
 def test_the_pairs_own_folder_comes_first(tmp_path):
     write(tmp_path / "en-de/it/test.jsonl", record("falsch", "wrong"))
     write(tmp_path / "de-en/it/test.jsonl", record("richtig", "right"))
