@@ -24,6 +24,7 @@ from .methods.caneft import Caneft
 from .methods.dora import Dora
 from .methods.full import Full
 from .methods.given import Given
+from .methods.landermt import Landermt
 from .methods.lape import Lape
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
@@ -31,7 +32,7 @@ from .methods.lora_mlp import LoraMlp
 from .methods.method import Method
 from .methods.rcn import Rcn
 
-AnyMethod = Base | Full | Lora | LoraMlp | Dora | LlamaPro | Lape | Rcn | Caneft | Given
+AnyMethod = Base | Full | Lora | LoraMlp | Dora | LlamaPro | Lape | Rcn | Caneft | Given | Landermt
 """Which of them a run is, its recipe says; flags then set that method's fields."""
 
 

@@ -32,6 +32,8 @@ class Method:
     """Whether `select` reads the statistics of a scoring pass."""
     selects: ClassVar[bool] = True
     """Whether it trains the slices of a NeuronSet."""
+    routes: ClassVar[bool] = False
+    """Whether it detects layers and units of language pairs, and trains and decodes the model routed by pair."""
     trains: ClassVar[bool] = True
 
     @property
