@@ -22,7 +22,7 @@ from .distributed import rank, world
 from .errors import UserError, describe
 
 DRY_RUN_GPUS = 8
-"""GPUs that a dry run counts with where torchrun does not say."""
+"""GPUs that a dry run counts with where neither --gpus nor torchrun says."""
 
 
 def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
@@ -96,4 +96,6 @@ def dry_run(config: RunConfig, defaults: RunConfig) -> None:
     moved = config.model.path != defaults.model.path and config.shape == defaults.shape
     shape = resolve(config.model.path, "" if moved else config.shape)
     memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
-    print(describe(config, shape, int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS)), memory), flush=True)
+    memory = round(config.gpu_memory * 1e9) or memory
+    ranks = config.gpus or int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS))
+    print(describe(config, shape, ranks, memory), flush=True)

@@ -243,12 +243,21 @@ class RunConfig:
     """Ask torch and flash-attn for deterministic kernels (slower on a GPU; a CPU run is deterministic anyway)."""
     dry_run: bool = False
     """Print settings, parameters, memory and steps; read no weights, use no network, write nothing."""
+    gpus: int = 0
+    """For --dry-run: how many GPUs to count with; 0 is torchrun's number of ranks, else 8."""
+    gpu_memory: float = 0.0
+    """For --dry-run: GB (10⁹ bytes) of one GPU, to say what fits; 0 asks the GPU that is here."""
     resume: str = "auto"
     """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
     shape: str = ""
     """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
 
     def __post_init__(self) -> None:
+        for name in ("gpus", "gpu_memory"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        if (self.gpus or self.gpu_memory) and not self.dry_run:
+            raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
             raise UserError(f"--export.adapter: what {self.method.name} trains is no adapter; leave it at none")
 

@@ -9,7 +9,7 @@ what is assumed rather than known is said. The arithmetic of memory is in memory
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import memory
@@ -93,7 +93,11 @@ def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
     """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
     corpus, neurons = corpus_of(config), chosen(config, shape)
     plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
-    gpu = f"{gpu_memory / 1e9:.1f} GB each" if gpu_memory is not None else "no GPU here to ask for its memory"
+    gpu = (
+        f"{gpu_memory / 1e9:.1f} GB each"
+        if gpu_memory is not None
+        else "no GPU here to ask: --gpu-memory says what fits"
+    )
     sections = (
         [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files"],
         _settings(config, _resolved(config, shape, plan)),
@@ -101,6 +105,7 @@ def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
         _scoring(config, shape, gpu_memory) if method.scores else [],
         _training(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains else [],
         _steps(config, corpus, plan, world) if method.trains else [],
+        _fit(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains and gpu_memory else [],
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -215,9 +220,7 @@ def _training(
 ) -> list[str]:
     parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
     kind = "exact" if chosen.exact is not None else "the expectation"
-    tokens = micro * config.data.max_length
-    beside = parameters if config.method.selects else chosen.added
-    parts = memory.training(config, shape, world, parameters, tokens, beside)
+    tokens, parts = micro * config.data.max_length, _training_parts(config, shape, world, chosen, micro)
     lines = [
         f"Memory of one GPU while training {parameters:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
         *_table(config, shape, parts, tokens, memory.training_sequence(config, shape, tokens)),
@@ -227,6 +230,37 @@ def _training(
         remedy = "--zero.stage 3" if config.model.activation_checkpointing else CHECKPOINTING
         lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}, or a smaller --data.max-length")
     return lines
+
+
+def _training_parts(
+    config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int
+) -> list[memory.Part]:
+    parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
+    beside = parameters if config.method.selects else chosen.added
+    return memory.training(config, shape, world, parameters, micro * config.data.max_length, beside)
+
+
+def _fit(config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int, gpu_memory: int) -> list[str]:
+    """What fits: scoring, and training at every ZeRO stage without and with activation checkpointing."""
+
+    def cell(parts: list[memory.Part]) -> str:
+        return (
+            f"{memory.device_total(parts) / 1e9:8.1f} GB {'too large' if _too_large(parts, gpu_memory) else 'fits':9}"
+        )
+
+    rows, own = [], (config.zero.stage, config.model.activation_checkpointing)
+    for stage in (1, 2, 3):
+        cells = ""
+        for checkpointing in (False, True):
+            model = replace(config.model, activation_checkpointing=checkpointing)
+            other = replace(config, model=model, zero=replace(config.zero, stage=stage))
+            cells += cell(_training_parts(other, shape, world, chosen, micro))
+            cells += " ← as set  " if (stage, checkpointing) == own else " " * 11
+        rows.append(f"  training, stage {stage} {cells}".rstrip())
+    lines = [f"What fits in {world} × {gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on)"]
+    if config.method.scores:
+        lines.append(f"  scoring           {cell(memory.scoring(config, shape, gpu_memory))}".rstrip())
+    return [*lines, f"  {'':18}{'no checkpointing':>21}{'':11}{CHECKPOINTING}", *rows]
 
 
 def _too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:

@@ -1,6 +1,6 @@
 """Memory of one GPU, part by part, by arithmetic: what scoring and training hold. GB is 10⁹ bytes.
 
-Not counted: the CUDA context, the allocator's fragments, DeepSpeed's buckets. What a block saves was compared with
+Not counted: the CUDA context, the allocator's fragments. What a block saves was compared with
 autograd's saved tensors (tests/engine/test_estimate.py). Next: estimate.py prints it.
 """
 
@@ -25,6 +25,10 @@ PREDICTING = 0.5
 """Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
 FREE_SHARE = 0.4
 """Counts stay on the device where this share of what the weights leave free holds them (scoring.counts_device)."""
+
+
+BUCKET = 500_000_000
+"""DeepSpeed's reduce_bucket_size: stages 2 and 3 keep a buffer of so many gradients and reduce them when it is full."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def training(
             f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
             (shape.parameters + beside) * width // weights,
         ),
-        Part("a backward's gradients", f"{p} × {width} B", parameters * width),
+        _unreduced(parameters, width, stage),
         Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
         Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
         activations(config, shape, tokens, training_sequence(config, shape, tokens)),
@@ -184,6 +188,15 @@ def training(
         live = shape.block_parameters + shape.vocab * shape.hidden
         parts.insert(1, Part("gathered weights", f"{live:,} (a block and the output head) × {width} B", live * width))
     return parts
+
+
+def _unreduced(parameters: int, width: int, stage: int) -> Part:
+    """Gradients before they are summed over ranks: all of a backward's, or a bucket of them and its fp32 copy."""
+    if stage == 1:
+        return Part("a backward's gradients", f"{parameters:,} × {width} B", parameters * width)
+    copied = min(parameters, BUCKET) if width < 4 else 0
+    formula = f"{BUCKET:,} × {width} B, {copied:,} × 4 B (fp32 copy)"
+    return Part("a bucket of gradients", formula, BUCKET * width + copied * 4)
 
 
 def _over(ranks: int) -> str:

@@ -198,6 +198,31 @@ def test_training_memory_by_stage(stage, gradients):
     assert got["fp32 gradients"] == p * 4 // gradients
     assert got["weights and slices"] == 2 * (8_030_261_248 + p) // (8 if stage == 3 else 1)
     assert ("gathered weights" in got) == (stage == 3)
+    if stage == 1:
+        assert got["a backward's gradients"] == p * 2
+    else:
+        assert got["a bucket of gradients"] == 500_000_000 * 2 + p * 4
+
+
+def test_what_fits_is_said_for_every_stage():
+    """Every cell is what the run with those settings would hold, compared with 95 % of the GPU."""
+    run = config(method=Full(), zero=ZeroConfig(3), model=ModelConfig(activation_checkpointing=True))
+    text = describe(run, LLAMA31_8B, 8, 48 * GIGA)
+    lines = text[text.index("What fits in 8 × 48.0 GB") :].splitlines()
+    assert len(lines) == 5
+    assert "as set" in lines[4][lines[4].rindex("GB") :]
+    for stage, line in zip((1, 2, 3), lines[2:], strict=True):
+        cells = re.findall(r"([\d.]+) GB (fits|too large)", line)
+        for checkpointing, (size, verdict) in zip((False, True), cells, strict=True):
+            other = config(
+                method=Full(), zero=ZeroConfig(stage), model=ModelConfig(activation_checkpointing=checkpointing)
+            )
+            total = memory.device_total(memory.training(other, LLAMA31_8B, 8, LLAMA31_8B.parameters, 512, 0))
+            assert float(size) == pytest.approx(total / GIGA, abs=0.051)
+            assert (verdict == "fits") == (total <= 0.95 * 48 * GIGA)
+    assert "scoring " not in text
+    assert "  scoring  " in describe(config(), LLAMA31_8B, 8, 48 * GIGA)
+    assert "What fits" not in describe(config(), LLAMA31_8B, 8)
 
 
 def test_checkpointing_saves_inputs_and_one_block():

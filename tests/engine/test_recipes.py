@@ -244,6 +244,17 @@ def test_a_recipes_shape_is_not_lent_to_another_model(offline, capsys):
     assert "1,161,216" in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_with_the_gpus_that_it_is_told(offline, capsys):
+    (path,) = (path for path in RECIPES if path.stem == "caneft_llama31")
+    cli.main(load(path), ["--dry-run", "--gpus", "4", "--gpu-memory", "24"])
+    out = capsys.readouterr().out
+    assert "on 4 GPU(s), one rank each (24.0 GB each)" in out
+    assert "What fits in 4 × 24.0 GB" in out
+    with pytest.raises(SystemExit):
+        cli.main(load(path), ["--gpus", "4"])
+    assert "--gpus and --gpu-memory are what --dry-run counts with" in capsys.readouterr().err
+
+
 def test_torchruns_other_ranks_are_silent(offline, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     (path,) = (path for path in RECIPES if path.stem == "caneft_tiny")
