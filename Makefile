@@ -14,7 +14,9 @@ THREADS := $(shell n=$$(( $(CORES) / $(RANKS) )); [ $$n -gt 0 ] && echo $$n || e
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format bench kernels-report gpu gpu-peers faults fuzz doctor
+METHODS := base full lora lora_mlp dora llama_pro lape rcn caneft
+
+.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers faults fuzz doctor
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -28,6 +30,10 @@ quickstart: $(STAMP) ## the main job on the embedded model and corpus: scores, n
 	@echo "[quickstart] CANEFT on the embedded model and corpus, $(RANKS) process(es): recipes/caneft_tiny.py"
 	@echo "[quickstart] the first run pretrains the small model and keeps it in ~/.cache/slicetune"
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) recipes/caneft_tiny.py $(ARGS)
+
+compare: $(STAMP) ## all nine methods on the embedded model and corpus, one table, about 10 minutes
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine.compare \
+		$(METHODS:%=recipes/%_tiny.py) --out runs/compare-tiny $(ARGS)
 
 test: lint ## style and all tests
 	@echo "[test] pytest"

@@ -77,7 +77,9 @@ class DataConfig:
     score_sentences: int = 10_000
     """Sentences a seen domain that are scored (the paper: 10k)."""
     train_sentences: int = 2_000
-    """Sentences a seen domain that are trained (the paper: 2k of those scored)."""
+    """Sentences a seen domain that a method that chooses neurons trains on (the paper: 2k of those scored)."""
+    budget: Literal["paper", "equal"] = "paper"
+    """`paper`: methods that choose no neurons train on all --data.score-sentences; `equal`: all on the same ones."""
     dev_sentences: int = 200
     """Sentences a seen domain for the dev loss."""
     test_sentences: int = 0
@@ -136,6 +138,8 @@ class ScoreConfig:
     """Histogram bins cover scores from 2^lowest_octave, 32 octaves up, 8 bins each."""
     counts: Literal["auto", "device", "host"] = "auto"
     """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
+    reuse: str = ""
+    """A run's folder whose statistics are taken instead, if it scored the same sentences with the same settings."""
     save_minutes: float = 10.0
     """Every so often each rank saves its statistics (2.1 GB for four domains on an 8B), to go on from after a break."""
 
@@ -260,6 +264,12 @@ class RunConfig:
             raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
             raise UserError(f"--export.adapter: what {self.method.name} trains is no adapter; leave it at none")
+
+    @property
+    def train_sentences(self) -> int:
+        """Sentences a seen domain that this run's method trains on, by --data.budget."""
+        few = self.method.selects or self.data.budget == "equal"
+        return self.data.train_sentences if few else self.data.score_sentences
 
 
 def as_dict(config: Any) -> dict[str, Any]:

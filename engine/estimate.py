@@ -66,16 +66,19 @@ def corpus_of(config: RunConfig) -> Corpus:
     if data.dir == "tiny" or not Path(data.dir).expanduser().is_dir():
         note = "tiny is made by the run" if data.dir == "tiny" else f"{data.dir} is no local folder, so not read"
         tokens = _tokens(config, 2 * CHARACTERS_PER_SENTENCE)
-        scored, trained = (dict.fromkeys(data.seen, n) for n in (data.score_sentences, data.train_sentences))
+        scored, trained = (dict.fromkeys(data.seen, n) for n in (data.score_sentences, config.train_sentences))
         return Corpus(scored, trained, tokens, f"{note}: {CHARACTERS_PER_SENTENCE} characters a side assumed")
     from .corpus import load_domain
 
     scored, characters = {}, 0
     for domain in data.seen:
-        pairs = load_domain(data, domain, "train", limit=data.score_sentences, seed=config.seed)
+        pairs = load_domain(
+            data, domain, "train", limit=max(data.score_sentences, config.train_sentences), seed=config.seed
+        )
         scored[domain] = len(pairs)
         characters += sum(len(pair.source) + len(pair.target) for pair in pairs)
-    trained = {domain: min(number, data.train_sentences) for domain, number in scored.items()}
+    trained = {domain: min(number, config.train_sentences) for domain, number in scored.items()}
+    scored = {domain: min(number, data.score_sentences) for domain, number in scored.items()}
     mean = characters / max(1, sum(scored.values()))
     return Corpus(scored, trained, _tokens(config, mean), f"{data.dir} has {mean:.0f} characters a pair")
 

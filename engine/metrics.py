@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import resource
 import sys
 import time
@@ -123,10 +125,22 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory() -> int:
-    """Peak bytes of this rank: allocated on its GPU, or resident in the process on a CPU."""
+    """Peak bytes of this rank since `reset_peak_memory`: allocated on its GPU, or resident in the process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+    except (OSError, TypeError):  # no Linux: since the process's start
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from here (on a CPU where Linux lets a process reset its own mark)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _synchronize(device: torch.device) -> None:

@@ -94,8 +94,10 @@ def describe(run: Artefacts) -> str:
     results, data, train = run.results, run.config.get("data", {}), run.config.get("train", {})
     seen = [prompts.DOMAINS.get(name, name) for name in results["seen"]]
     text = f"{run.method} on {len(seen)} domain{'s' * (len(seen) != 1)} ({', '.join(seen)})"
-    if data.get("score_sentences"):
-        text += f", up to {data['score_sentences']:,} sentences each scored and {data['train_sentences']:,} trained"
+    if run.neurons is not None and data.get("score_sentences"):
+        text += f", up to {data['score_sentences']:,} sentences each scored"
+    if results.get("train_sentences"):
+        text += f", up to {results['train_sentences']:,} sentences each trained"
     text += ". "
     if run.neurons is not None:
         text += f"{_chosen(run.neurons)} were chosen; their "

@@ -22,7 +22,7 @@ from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
 from .export import export_model, summary
 from .methods.lora import Lora
-from .metrics import peak_memory
+from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
 from .progress import Progress
 from .report import table, write_report
@@ -38,14 +38,20 @@ from .translation import gather, translate, write_lines
 def run(config: RunConfig) -> dict[str, Any]:
     """Run every stage that is not done; returns the content of results.json. Raises UserError for bad input."""
     distributed.start()
-    lock = Lock(Path(config.out))
-    with status.recorded(lock.out):
-        torch.manual_seed(config.seed)
-        if config.deterministic:
-            be_deterministic()
-        found = Run(config).all()
+    found = run_one(config)
     distributed.stop()  # after an error cli.one_line does, once it has said what is wrong
     return found
+
+
+def run_one(config: RunConfig) -> dict[str, Any]:
+    """`run` among ranks that are up already and stay so: one of several runs in the same processes (compare.py)."""
+    lock = Lock(Path(config.out))
+    with lock, status.recorded(lock.out):
+        torch.manual_seed(config.seed)
+        reset_peak_memory()
+        if config.deterministic:
+            be_deterministic()
+        return Run(config).all()
 
 
 class Run:
@@ -87,13 +93,13 @@ class Run:
             )
         method = self.method_settings()
         if c.method.scores:
-            harmless = ("tokens_per_batch", "counts", "save_minutes")
+            harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
             scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
-            do("score", {"score": scoring}, out / "statistics.safetensors", self.score)
+            do("score", {"score": scoring}, out / "statistics.safetensors", self.score_or_reuse)
         if c.method.selects:
             do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
         if c.method.trains:
-            sentences = {"train_sentences": c.data.train_sentences, "dev_sentences": c.data.dev_sentences}
+            sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
             do("export", {"dtype": c.evaluate.dtype}, out / "model", lambda: distributed.first(self.export))
         if c.method.selects:
@@ -165,6 +171,13 @@ class Run:
 
     # ---------------------------------------------------------------- the stages
 
+    def score_or_reuse(self) -> None:
+        if not self.config.score.reuse:
+            return self.score()
+        other = Path(self.config.score.reuse)
+        distributed.first(lambda: self.stages.take("score", other, self.out / "statistics.safetensors"))
+        distributed.print0(f"the statistics of {other} are taken")
+
     def score(self) -> None:
         from tqdm import tqdm
 
@@ -217,7 +230,7 @@ class Run:
         c = self.config
         if c.train.sweep and not c.data.dev_sentences:
             raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
-        train_set = self.examples("train", c.data.train_sentences)
+        train_set = self.examples("train", c.train_sentences)
         dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
         neurons, method = self.neurons, c.method
         identity = {"neurons": neurons.fingerprint if neurons else "", "settings": fingerprint(self.stages.settings)}
@@ -312,6 +325,7 @@ class Run:
         results.write_sides(self.out, data, pairs)
         found = results.scores(self.out, data, self.systems, pairs) | results.training(self.out)
         found |= {"method": self.name, "model": self.config.model.path}
+        found |= {"train_sentences": self.config.train_sentences} if self.config.method.trains else {}
         found |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
         write_atomically(self.out / "results.json", json.dumps(found, indent=1))
         found["report"] = str(write_report(self.out))

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -36,9 +37,7 @@ class Stages:
         self.settings |= settings
         done = self.record.get(name)
         if done and artefact.exists():
-            rows = differences(done["settings"], json.loads(json.dumps(self.settings)))
-            if rows:
-                table = "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
+            if table := self._differences(done):
                 raise UserError(f"{artefact} was made with other settings ({table}): use another --out, or delete it")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
@@ -50,6 +49,27 @@ class Stages:
         self.record[name] = {"settings": dict(self.settings), "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
             write_atomically(self.path, json.dumps(self.record, indent=1))
+
+    def take(self, name: str, other: Path, artefact: Path) -> None:
+        """Let `artefact` be the one that stage `name` of the run in folder `other` has made (a hard link or a copy).
+
+        Raises UserError if that stage is not finished there, or was run with other settings than these.
+        """
+        made, done = other / artefact.name, _read(other / "stages.json").get(name)
+        if not done or not made.exists():
+            raise UserError(f"--{name}.reuse {other}: no finished {name} stage there: name a run's --out")
+        if table := self._differences(done):
+            raise UserError(f"--{name}.reuse {other}: made with other settings ({table}): leave it out to {name} anew")
+        artefact.unlink(missing_ok=True)
+        try:
+            os.link(made, artefact)
+        except OSError:  # another file system, or one without links
+            shutil.copy(made, artefact)
+
+    def _differences(self, done: dict[str, Any]) -> str:
+        """What a finished stage's settings and the present ones differ in, as text; empty if nothing."""
+        rows = differences(done["settings"], json.loads(json.dumps(self.settings)))
+        return "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
 
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""
@@ -71,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Lock:
-    """One run in one output folder: held by the first rank until the process ends. Refused, every rank raises."""
+    """One run in one output folder: held by the first rank until `with` or the process ends. Refused, all raise."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.file = out, None
@@ -92,6 +112,13 @@ class Lock:
         self.file.truncate(0)
         self.file.write(f"host {socket.gethostname()}, process {os.getpid()}")
         self.file.flush()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 def contents(files: Iterable[str]) -> dict[str, str]:

@@ -12,12 +12,7 @@ CONFIG = RunConfig(
     out="runs/base-llama2",
     shape="Llama-2-7B",
     model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Base(),
 )
 

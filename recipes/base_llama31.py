@@ -12,12 +12,7 @@ CONFIG = RunConfig(
     out="runs/base-llama31",
     shape="Llama-3.1-8B",
     model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Base(),
 )
 

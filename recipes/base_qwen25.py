@@ -12,12 +12,7 @@ CONFIG = RunConfig(
     out="runs/base-qwen25",
     shape="Qwen2.5-7B",
     model=ModelConfig(path="Qwen/Qwen2.5-7B-Instruct"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Base(),
 )
 

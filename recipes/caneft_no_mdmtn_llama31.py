@@ -12,13 +12,7 @@ CONFIG = RunConfig(
     out="runs/caneft-no-mdmtn-llama31",
     shape="Llama-3.1-8B",
     model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-        train_sentences=2_000,
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Caneft(neuron_ratio=0.01, task_ratio=None),
     train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
 )

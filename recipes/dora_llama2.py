@@ -12,13 +12,7 @@ CONFIG = RunConfig(
     out="runs/dora-llama2",
     shape="Llama-2-7B",
     model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-        train_sentences=10_000,
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Dora(rank=8, alpha=16),
     train=TrainConfig(learning_rate=1e-4, epochs=2, global_batch_size=5),
 )

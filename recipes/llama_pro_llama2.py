@@ -12,13 +12,7 @@ CONFIG = RunConfig(
     out="runs/llama-pro-llama2",
     shape="Llama-2-7B",
     model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf", activation_checkpointing=True),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-        train_sentences=10_000,
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=LlamaPro(blocks=2),
     train=TrainConfig(learning_rate=2e-5, epochs=2, global_batch_size=5),
 )

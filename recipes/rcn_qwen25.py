@@ -14,13 +14,7 @@ CONFIG = RunConfig(
     out="runs/rcn-qwen25",
     shape="Qwen2.5-7B",
     model=ModelConfig(path="Qwen/Qwen2.5-7B-Instruct"),
-    data=DataConfig(
-        dir="data",
-        pair="de-en",
-        seen=("it", "law", "medical", "subtitles"),
-        unseen=("koran",),
-        train_sentences=2_000,
-    ),
+    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
     method=Rcn(neuron_ratio=0.01),
     train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
 )
