@@ -112,6 +112,8 @@ def audit(
     narrower. Raises UserError where a folder cannot be read or the neuron set belongs to another model.
     """
     base, run = Path(base_dir), Path(run_dir)
+    if (run / "attached").is_dir():
+        raise UserError(f"{run}: what was trained lies beside the base, in attached/; there are no weights to compare")
     model = run / "model" if (run / "model").is_dir() else run
     if neurons is None and model != run and (run / "neurons.safetensors").is_file():
         from .neurons import NeuronSet

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import tyro
 
 from .errors import UserError
+from .methods.adapter import Adapter
+from .methods.adapter_lora import AdapterLora
 from .methods.base import Base
 from .methods.caneft import Caneft
 from .methods.dora import Dora
@@ -32,7 +34,9 @@ from .methods.lora_mlp import LoraMlp
 from .methods.method import Method
 from .methods.rcn import Rcn
 
-AnyMethod = Base | Full | Lora | LoraMlp | Dora | LlamaPro | Lape | Rcn | Caneft | Given | Landermt
+AnyMethod = (
+    Base | Full | Lora | LoraMlp | Dora | Adapter | AdapterLora | LlamaPro | Lape | Rcn | Caneft | Given | Landermt
+)
 """Which of them a run is, its recipe says; flags then set that method's fields."""
 
 
@@ -263,7 +267,7 @@ class RunConfig:
         if (self.gpus or self.gpu_memory) and not self.dry_run:
             raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
-            raise UserError(f"--export.adapter: what {self.method.name} trains is no adapter; leave it at none")
+            raise UserError(f"--export.adapter: what {self.method.name} trains is no LoRA; leave it at none")
 
     @property
     def train_sentences(self) -> int:

@@ -1,12 +1,13 @@
 """How many parameters a method trains and adds, by arithmetic on a model's shape: what the dry run and tests know.
 
 trainable(LLAMA31_8B, 0.01)                       # 1 % of the neurons: least, expected and most weights
-low_rank(LLAMA31_8B, 8, attention=True)           # LoRA r=8 on the blocks: 20,971,520
+low_rank(LLAMA31_8B, 8, linears(LLAMA31_8B))      # LoRA r=8 on the blocks: 20,971,520
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .shapes import ModelShape
@@ -58,16 +59,26 @@ def unit_weights(shape: ModelShape) -> int:
     return sum(rows) + shape.hidden
 
 
-def linears(shape: ModelShape, attention: bool) -> list[tuple[int, int]]:
-    """(inputs, outputs) of a block's linear layers: its FFN's, and its attention's where that is asked for."""
-    ffn = [(shape.fan_in[name], width) for name, width in shape.widths.items()]
+def linears(shape: ModelShape, attention: bool = True) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of a block's linear layers by name: its FFN's, and its attention's if that is asked for."""
+    names = ("gate_proj", "up_proj", "down_proj") if shape.gated else ("dense_h_to_4h", "dense_4h_to_h")
+    widths = [(shape.fan_in[role], width) for role, width in shape.widths.items()]
+    ffn = dict(zip(names, widths, strict=True))
     if not attention:
         return ffn
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    inward = [queries, keys, keys] if shape.gated else [queries + 2 * keys]  # BLOOM packs them
-    return [*((shape.hidden, width) for width in inward), (queries, shape.hidden), *ffn]
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if not shape.gated:  # BLOOM packs them
+        return {"query_key_value": (hidden, queries + 2 * keys), "dense": (queries, hidden)} | ffn
+    inward = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
+    return inward | {"o_proj": (queries, hidden)} | ffn
 
 
-def low_rank(shape: ModelShape, rank: int, attention: bool, magnitude: bool = False) -> int:
+def low_rank(shape: ModelShape, rank: int, names: Iterable[str], magnitude: bool = False) -> int:
     """LoRA's A [rank, inputs] and B [outputs, rank] on every such layer; DoRA's magnitude [outputs] besides."""
-    return shape.layers * sum(rank * (i + o) + magnitude * o for i, o in linears(shape, attention))
+    layers = linears(shape)
+    return shape.layers * sum(rank * sum(layers[name]) + magnitude * layers[name][1] for name in names)
+
+
+def bottlenecks(shape: ModelShape, width: int) -> int:
+    """Two adapters a block, each [width, H] and [H, width] with their biases."""
+    return shape.layers * 2 * (2 * shape.hidden * width + width + shape.hidden)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from .config import RunConfig
 from .counts import linears
+from .methods.adapter import Adapter
+from .methods.adapter_lora import AdapterLora
 from .methods.full import Full
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
@@ -25,6 +27,11 @@ PREDICTING = 0.5
 """Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
 FREE_SHARE = 0.4
 """Counts stay on the device where this share of what the weights leave free holds them (scoring.counts_device)."""
+
+ATTENTION_INPUTS = frozenset({"query_key_value", "q_proj", "k_proj", "v_proj"})
+FFN_INPUTS = frozenset({"gate_proj", "up_proj", "dense_h_to_4h"})
+FFN_OUTPUTS = frozenset({"down_proj", "dense_4h_to_h"})
+"""Linear layers by what they read: the normed residual stream of the attention, that of the FFN, or h."""
 
 
 BUCKET = 500_000_000
@@ -86,7 +93,7 @@ def module_values(config: RunConfig, shape: ModelShape) -> int | None:
 
     gate, act(gate), up (BLOOM's GELU saves its input alone); where weights or adapters are trained, the inputs of all
     linear layers too: x of the FFN, h, and the attention's x; DoRA two of each layer's output. A full fine-tuning's
-    norms save their normalised input.
+    norms save their normalised input. A bottleneck adapter saves its input and its units before and after the GELU.
     """
     method = config.method
     if method.selects:
@@ -94,10 +101,14 @@ def module_values(config: RunConfig, shape: ModelShape) -> int | None:
     frozen = (3 if shape.gated else 1) * shape.intermediate
     if isinstance(method, LlamaPro):
         return frozen
-    attention = isinstance(method, Full) or (isinstance(method, Lora) and method.attention)
-    inputs = shape.intermediate + shape.hidden * (1 + attention)
+    if isinstance(method, Adapter):
+        return frozen + 2 * (shape.hidden + 2 * method.width) + isinstance(method, AdapterLora) * shape.hidden
+    layers = linears(shape)
+    trained = {name: layers[name] for name in method.layers(shape)} if isinstance(method, Lora) else layers
+    reads = {ATTENTION_INPUTS: shape.hidden, FFN_INPUTS: shape.hidden, FFN_OUTPUTS: shape.intermediate}
+    inputs = sum(width for names, width in reads.items() if not names.isdisjoint(trained))
     if isinstance(method, Lora) and method.magnitude:
-        inputs += 2 * sum(outputs for _, outputs in linears(shape, attention))
+        inputs += 2 * sum(outputs for _, outputs in trained.values())
     return frozen + inputs + isinstance(method, Full) * shape.gated * shape.norms * shape.hidden
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import adapter, checkpoint, corpus, delta, distributed, models, prompts, results, signals, status
+from . import adapter, bottleneck, checkpoint, corpus, delta, distributed, models, prompts, results, signals, status
 from .batching import Example, examples
 from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
@@ -101,7 +101,7 @@ class Run:
         if c.method.trains:
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
-            do("export", {"dtype": c.evaluate.dtype}, out / "model", lambda: distributed.first(self.export))
+            do("export", {"dtype": c.evaluate.dtype}, self.trained, lambda: distributed.first(self.export))
         if c.method.selects:
             do("delta", {}, out / "delta", lambda: distributed.first(self.delta))
 
@@ -133,6 +133,11 @@ class Run:
         """What is decoded: the base model unless that was turned off, and what was trained."""
         base = ["base"] if self.config.evaluate.base or not self.config.method.trains else []
         return base + [self.name] * self.config.method.trains
+
+    @property
+    def trained(self) -> Path:
+        """What was trained: a plain model, or what is attached to the base."""
+        return self.out / ("model" if self.config.method.merges else "attached")
 
     @property
     def neurons(self) -> NeuronSet | None:
@@ -271,6 +276,11 @@ class Run:
         return json.loads((self.out / "chosen.json").read_text())
 
     def export(self) -> None:
+        if not self.config.method.merges:
+            tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
+            base, known = self.config.model.path, models.fingerprint(self.base)
+            print(bottleneck.save(self.trained, self.config.method, base, known, tensors), flush=True)
+            return
         expansion = self.config.method.expansion(self.shape.layers)
         dtype = self.config.evaluate.dtype
         print(summary(export_model(self.base, self.patches(), self.out / "model", dtype, expansion)), flush=True)
@@ -292,13 +302,16 @@ class Run:
             adapter.write(self.out / "delta", self.config.model.path, self.out / "adapter", ranks)
 
     def translate_base(self) -> None:
-        self._translate(self.base, "base")
+        self._translate(self.model(self.base), "base")
 
     def translate(self) -> None:
-        self._translate(self.out / "model", self.name)
+        if self.config.method.merges:
+            self._translate(self.model(self.trained), self.name)
+        else:
+            attached = bottleneck.load(self.trained, str(self.base), self.config.model, self.device)
+            self._translate(attached, self.name)
 
-    def _translate(self, folder: Path, system: str) -> None:
-        model = self.model(folder)
+    def _translate(self, model: nn.Module, system: str) -> None:
         data, evaluate = self.config.data, self.config.evaluate
         for domain in data.domains:
             pairs = self.test(domain)

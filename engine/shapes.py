@@ -119,8 +119,28 @@ QWEN25_7B = ModelShape("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 128, 152_064, tied=
 GEMMA2_9B = ModelShape(
     "Gemma-2-9B", 42, 3584, 14336, 16, 8, 256, 256_000, tied=True, activation="gelu_tanh", norms=4, softcap=True
 )
+BLOOM_7B1 = ModelShape(
+    "BLOOM-7b1",
+    30,
+    4096,
+    16384,
+    32,
+    32,
+    128,
+    250_880,
+    tied=True,
+    gated=False,
+    activation="gelu_tanh",
+    qkv_bias=True,
+    attention_output_bias=True,
+    mlp_bias=True,
+    norm_bias=True,
+    embedding_norm=True,
+)
+BAICHUAN2_7B = ModelShape("Baichuan2-7B", 32, 4096, 11008, 32, 32, 128, 125_696, tied=False)
+"""Converted to a Llama (baichuan.py)."""
 
-KNOWN = {shape.name: shape for shape in (LLAMA2_7B, LLAMA31_8B, QWEN25_7B, GEMMA2_9B)}
+KNOWN = {shape.name: shape for shape in (LLAMA2_7B, LLAMA31_8B, QWEN25_7B, GEMMA2_9B, BLOOM_7B1, BAICHUAN2_7B)}
 """Shapes by name, for a dry run without the model's config.json."""
 
 

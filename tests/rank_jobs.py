@@ -38,12 +38,18 @@ def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]
     return checkpoint.load(last)[0]
 
 
-def train_method(out: str, overrides: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Prepare the toy as `overrides["method"]` says and train it; the last checkpoint, and what it began with."""
+def train_method(
+    out: str, overrides: dict[str, Any], toy: str = "model", neurons: Any = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Prepare a toy as `overrides["method"]` says and train it; the last checkpoint, and what it began with.
+
+    `toy` is the function of toys.py that makes it; `neurons` are toys.units() where none are given.
+    """
     config = toys.config(out, **overrides)
-    model = toys.model(dtype=getattr(torch, config.model.dtype))
+    model = getattr(toys, toy)(dtype=getattr(torch, config.model.dtype))
     torch.manual_seed(distributed.rank())  # what a rank did before must not matter
-    config.method.prepare(model, toys.units() if config.method.selects else None, config)
+    neurons = neurons or (toys.units() if config.method.selects else None)
+    config.method.prepare(model, neurons, config)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     examples = toys.examples(config.data.train_sentences)
     folder = train(model, config, examples, examples[:4], Path(out), pad_id=0, identity={"toy": 1})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
@@ -31,6 +31,14 @@ def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM
     llama = LlamaForCausalLM(config).to(dtype)
     llama.config.use_cache = False
     return llama.eval()
+
+
+def bloom(seed: int = 0, dtype: torch.dtype = torch.float32) -> BloomForCausalLM:
+    torch.manual_seed(seed)
+    config = BloomConfig(
+        hidden_size=HIDDEN, n_head=4, n_layer=LAYERS, vocab_size=VOCAB, initializer_range=0.1, use_cache=False
+    )
+    return BloomForCausalLM(config).to(dtype).eval()
 
 
 def neurons(**slices: Any) -> NeuronSet:

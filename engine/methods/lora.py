@@ -1,4 +1,6 @@
-"""LoRA: W + (alpha/rank)·B·A beside every linear layer of the blocks, by PEFT; merged into the weights on export.
+"""LoRA: W + (alpha/rank)·B·A beside linear layers of the blocks, by PEFT; merged into the weights on export.
+
+Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models".
 
 The adapters have the model's dtype (PEFT's `autocast_adapter_dtype` is off): ZeRO keeps their fp32 masters, as it does
 for every method's parameters, and those are what is merged. The paper's counts on Llama-3.1 are those of r=16.
@@ -31,6 +33,8 @@ class Lora(Method):
     rank: int = 8
     alpha: float = 16.0
     """B·A counts alpha/rank times."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the layers that get an adapter, as in `query_key_value`; none named are all that the method has."""
 
     title: ClassVar[str] = "LoRA"
     selects: ClassVar[bool] = False
@@ -46,8 +50,17 @@ class Lora(Method):
     def bounds(self, shape: ModelShape) -> Trainable:
         from ..counts import Trainable, low_rank
 
-        parameters = low_rank(shape, self.rank, self.attention, self.magnitude)
+        parameters = low_rank(shape, self.rank, self.layers(shape), self.magnitude)
         return Trainable.known(parameters, added=parameters)
+
+    def layers(self, shape: ModelShape) -> list[str]:
+        """Names of the layers of a block that get an adapter. Raises UserError for one that the model has not."""
+        from ..counts import linears
+
+        known = linears(shape, self.attention)
+        if unknown := [name for name in self.target_modules if name not in known]:
+            raise UserError(f"--method.target-modules {unknown[0]}: {shape.name} has {', '.join(known)}")
+        return [name for name in known if name in (self.target_modules or known)]
 
     def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
         """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
@@ -58,14 +71,14 @@ class Lora(Method):
         inject_adapter_in_model(self.peft_config(self.targets(model)), model)
 
     def targets(self, model: nn.Module) -> list[str]:
-        """Names of the layers that get an adapter, in the model's order."""
+        """Full names of the layers that get an adapter, in the model's order."""
         from ..ffn import find_ffns
+        from ..shapes import from_config
 
-        sites = find_ffns(model)
-        if not self.attention:
-            return [f"{site.name}.{child}" for site in sites for child in site.projections.values()]
-        blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in sites)
-        return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks)]
+        wanted = set(self.layers(from_config(model.config)))
+        blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in find_ffns(model))
+        linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks))
+        return [name for name in linears if name.rpartition(".")[2] in wanted]
 
     def peft_config(self, targets: list[str]):
         from peft import LoraConfig

@@ -35,6 +35,8 @@ class Method:
     routes: ClassVar[bool] = False
     """Whether it detects layers and units of language pairs, and trains and decodes the model routed by pair."""
     trains: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    """Whether what it trains becomes part of the base's weights, so that the export is a plain model (out/model)."""
 
     @property
     def name(self) -> str:

@@ -16,6 +16,8 @@ from slicetune.engine.counts import trainable
 from slicetune.engine.errors import UserError
 from slicetune.engine.estimate import chosen, corpus_of, describe
 from slicetune.engine.ffn import fuse
+from slicetune.engine.methods.adapter import Adapter
+from slicetune.engine.methods.adapter_lora import AdapterLora
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.methods.full import Full
 from slicetune.engine.methods.llama_pro import LlamaPro
@@ -115,11 +117,21 @@ def _shape(kind: str) -> ModelShape:
     return from_config(_config(kind, 1))
 
 
-@pytest.mark.parametrize("method", [Full(), Lora(), LoraMlp(), LlamaPro(blocks=1)], ids=lambda method: method.name)
-def test_saved_activations_of_methods_that_do_not_fuse(method):
-    one, three = (_saved("llama", layers, torch.float32, 128, "sdpa", True, method) for layers in (1, 3))
-    values = memory.module_values(config(method=method), _shape("llama"))
-    expected = memory.saved_per_token(_shape("llama"), 4, "sdpa", 128, values)
+NOT_FUSED = [
+    *(("llama", method) for method in (Full(), Lora(), LoraMlp(), LlamaPro(blocks=1), Adapter(width=40))),
+    ("llama", Lora(target_modules=("q_proj", "v_proj"))),
+    ("llama", AdapterLora(width=40, rank=1, target_modules=("q_proj", "v_proj"))),
+    ("bloom", Adapter(width=40)),
+    ("bloom", Lora(rank=1, target_modules=("query_key_value",))),
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), NOT_FUSED, ids=lambda value: getattr(value, "name", value))
+def test_saved_activations_of_methods_that_do_not_fuse(kind, method):
+    path = "eager" if kind == "bloom" else "sdpa"
+    one, three = (_saved(kind, layers, torch.float32, 128, path, kind != "bloom", method) for layers in (1, 3))
+    values = memory.module_values(config(method=method), _shape(kind))
+    expected = memory.saved_per_token(_shape(kind), 4, path, 128, values)
     assert expected == pytest.approx((three - one) / 2 / 128, rel=0.02)  # an adapter's few values are not counted
 
 

@@ -15,7 +15,7 @@ import torch
 import toys
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slicetune.engine import tiny
+from slicetune.engine import bottleneck, tiny
 from slicetune.engine.cli import parse
 from slicetune.engine.config import AnyMethod, ExportConfig, RunConfig, as_dict
 from slicetune.engine.errors import UserError
@@ -125,7 +125,7 @@ def test_bf16_keeps_fp32_masters(method, pool, tmp_path):
 
 
 def test_an_adapter_of_what_is_none_is_refused():
-    with pytest.raises(UserError, match="what full trains is no adapter"):
+    with pytest.raises(UserError, match="what full trains is no LoRA"):
         RunConfig(method=Full(), export=ExportConfig(adapter="ranks"))
 
 
@@ -143,7 +143,7 @@ SMALL = "--data.score-sentences 30 --data.train-sentences 12 --data.dev-sentence
 SMALL += " --evaluate.max-new-tokens 12"
 
 
-@pytest.mark.parametrize("row", ["base", "lora", "llama_pro", "lape"])
+@pytest.mark.parametrize("row", ["base", "lora", "llama_pro", "lape", "adapter_lora"])
 def test_a_recipe_leaves_the_same_artefacts(row, tmp_path):
     """One process, from text to BLEU: what there is to look at does not depend on the method."""
     out, recipe = tmp_path / "out", Path(__file__).parents[2] / "recipes" / f"{row}_tiny.py"
@@ -166,7 +166,12 @@ def test_a_recipe_leaves_the_same_artefacts(row, tmp_path):
     bounds = load_recipe(recipe).method.bounds(from_config(AutoConfig.from_pretrained(tiny.model_dir("test"))))
     assert (results["trainable_parameters"], results["added_parameters"]) == (bounds.exact, bounds.added)
     assert f"{bounds.exact:,} trainable parameters" in done.stdout
-    assert AutoModelForCausalLM.from_pretrained(out / "model").num_parameters() >= bounds.exact
+    if row == "adapter_lora":
+        attached = bottleneck.load(out / "attached")
+        assert attached.num_parameters() >= bounds.exact
+        assert not (out / "model").exists()
+    else:
+        assert AutoModelForCausalLM.from_pretrained(out / "model").num_parameters() >= bounds.exact
 
 
 def load_recipe(path: Path) -> RunConfig:

@@ -1,0 +1,150 @@
+"""Bottleneck adapters: two small layers behind the attention and behind the FFN of every block, before the residual.
+
+    y ← y + W_up · gelu(W_down · y + b_down) + b_up          y [.., H], W_down [w, H], W_up [H, w]
+
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (section 2.1), whose program draws both weights
+with deviation 0.001 and starts the biases at zero: the model starts as good as its base. Nothing of this can be merged
+into the base's weights, so a run saves what it trained beside the base:
+
+    save(Path("runs/x/attached"), method, base, tensors)
+    model = load(Path("runs/x/attached"))         # the base with what was trained attached, ready to decode
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import UserError
+from .expansion import ATTENTION_OUTPUTS
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .methods.method import Method
+
+DEVIATION = 1e-3
+"""Of both weights at the start."""
+FILE, ABOUT = "attached.safetensors", "attached.json"
+
+
+class Bottleneck(nn.Module):
+    """A frozen linear layer and the adapter behind it; takes the layer's place."""
+
+    def __init__(self, linear: nn.Linear, width: int) -> None:
+        super().__init__()
+        where = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.linear = linear
+        self.down = nn.Linear(linear.out_features, width, **where)
+        self.up = nn.Linear(width, linear.out_features, **where)
+        for part in (self.down, self.up):
+            nn.init.trunc_normal_(part.weight, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y + self.up(F.gelu(self.down(y)))
+
+
+def insert(model: nn.Module, width: int) -> list[Bottleneck]:
+    """Put an adapter behind the output projection of every attention and FFN, in place; they alone are made trainable.
+
+    What else requires a gradient is left as it is. Drawn from torch's generator, in the model's order.
+    """
+    from .ffn import find_ffns
+    from .slices import set_submodule
+
+    added = []
+    for name in _outputs(model, find_ffns(model)):
+        adapter = Bottleneck(model.get_submodule(name), width)
+        adapter.linear.requires_grad_(False)
+        set_submodule(model, name, adapter)
+        added.append(adapter)
+    return added
+
+
+def _outputs(model: nn.Module, sites: list[Any]) -> list[str]:
+    """Names of each block's two output projections, the attention's first."""
+    names = []
+    for site in sites:
+        block = site.name.rpartition(".")[0]
+        inside = model.get_submodule(block).named_modules()
+        (attention,) = [n for n, m in inside if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ATTENTION_OUTPUTS]
+        names += [f"{block}.{attention}", f"{site.name}.{list(site.projections.values())[-1]}"]
+    return names
+
+
+def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dict[str, Tensor]) -> str:
+    """Write a checkpoint's masters (fp32) and what `load` has to know; returns a line about it.
+
+    `base` is what --model.path was, `fingerprint` its `models.fingerprint`. The folder appears whole or not at all.
+    """
+    from .config import as_dict
+
+    partial = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    masters = {n.removeprefix("master/"): t.contiguous() for n, t in tensors.items() if n.startswith("master/")}
+    save_file(masters, partial / FILE)
+    about = {"format": 1, "base": base, "fingerprint": fingerprint, "method": as_dict(method)}
+    (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    size = sum(t.numel() for t in masters.values())
+    return f"{size:,} trained parameters beside the base ({4 * size / 1e6:.1f} MB): no weight of the base changed"
+
+
+def load(
+    folder: Path, base: str | None = None, config: ModelConfig | None = None, device: torch.device | None = None
+) -> nn.Module:
+    """The base with what was trained attached, frozen, in evaluation mode, in the base's dtype.
+
+    `base` is where the base model lies now, where that is not where it lay in training. Raises UserError for a folder
+    that `save` did not write and for another base.
+    """
+    from . import models
+    from .config import ModelConfig, RunConfig
+    from .zero import load_masters
+
+    about, tensors = _read(folder)
+    base = base or about["base"]
+    if models.fingerprint(models.snapshot(base)) != about["fingerprint"]:
+        raise UserError(f"{folder}: was not trained on {base}: name the base model that it was trained on")
+    config = config or ModelConfig()
+    model = models.load_model(base, config, device or torch.device("cpu"))
+    method_of(about["method"]).prepare(model, None, RunConfig(model=config))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if trained != tensors.keys():
+        raise UserError(f"{folder / FILE}: does not hold what {ABOUT} says: take the folder as the run wrote it")
+    load_masters(model, {f"master/{name}": value for name, value in tensors.items()})
+    return model.requires_grad_(False).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["format"] != 1 or not all(isinstance(about[key], str) for key in ("base", "fingerprint")):
+            raise ValueError("its format is another one")
+        return about, load_file(folder / FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not an adapter of a run ({error}): name the attached/ folder of one") from None
+
+
+def method_of(settings: dict[str, Any]) -> Method:
+    """The adapter method that `as_dict` wrote. Raises UserError for another one."""
+    from .methods.adapter import Adapter
+    from .methods.adapter_lora import AdapterLora
+
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    kind = fields.pop("kind", None)
+    for known in (Adapter(), AdapterLora()):
+        if known.name == kind and fields.keys() == vars(known).keys():
+            return type(known)(**fields)
+    raise UserError(f"{ABOUT}: method {kind!r} is none that attaches adapters: take the folder as the run wrote it")
