@@ -1,9 +1,32 @@
-"""What the kernels of gated and plain activations share: the routing gain of a block and its compact columns."""
+"""What the kernels that walk over rows of tokens share: their blocks, their launches, the cases they are compiled in.
+
+A program owns BLOCK_COLS units of one tile of tokens. Kernels take their own tensors first and then, in this order,
+what all of them take: GAIN ROUTE, and a backward TILES SUMS PARTIALS, a …SLOT and a …COPY for each compact copy, the
+integers, the constants. The launches and cases below rely on it.
+"""
 
 import torch
 from torch import Tensor
 
-from .dispatch import jit, tl
+from .compile import DTYPES, SAMPLES, TOKENS, AotCase, by_tile
+from .dispatch import Tile, jit, on_device, pinned, tl, triton
+from .fold import OUTSIDE, fold, tile_table
+
+
+@jit
+def block_of(width, BLOCK_COLS: tl.constexpr):
+    """A program's tile and its units: blocks of units lie side by side, tiles one after another."""
+    across = tl.cdiv(width, BLOCK_COLS)
+    return tl.program_id(0) // across, (tl.program_id(0) % across) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+
+
+@jit
+def tokens_of(TILES, tile, tokens, ROWS: tl.constexpr):
+    """First token and end of a tile: from the table, or ROWS tokens each where nothing is summed."""
+    if TILES is None:
+        return tile * ROWS, tl.minimum(tile * ROWS + ROWS, tokens)
+    else:
+        return tl.load(TILES + tile * 3), tl.load(TILES + tile * 3 + 1)
 
 
 @jit
@@ -17,19 +40,41 @@ def load_gain(GAIN, ROUTE, row, cols, row_mask, mask, width):
 
 
 @jit
-def store_columns(COMPACT, slot, begin, row, mask, x, count):
-    """Scatter a block's chosen columns into rows begin + row of [tokens, count]; slot is -1 for the others."""
-    base = COMPACT + begin.to(tl.int64) * count
-    tl.store(
-        base + (row[:, None] * count + slot[None, :]), x.to(COMPACT.dtype.element_ty), mask=mask & (slot >= 0)[None, :]
-    )
+def load_slots(SLOTS, cols, mask):
+    """Where the units' columns go in a compact copy, -1 for those that are not in it; None without a copy."""
+    if SLOTS is None:
+        return None
+    else:
+        return tl.load(SLOTS + cols, mask=mask, other=-1)
 
 
 @jit
-def store_sum(SUMS, x, quantity, row, rows, cols, width):
-    """Reduce an accumulator over its tokens into row `row` of SUMS[quantity] [rows, width]."""
-    at = (quantity * rows + row).to(tl.int64) * width
-    tl.store(SUMS + at + cols, tl.sum(x, 0), mask=cols < width)
+def store_columns(COMPACT, slot, begin, row, mask, x, count):
+    """Scatter a block's chosen columns into rows begin + row of [tokens, count]; nothing without slots."""
+    if slot is not None:
+        base = COMPACT + begin.to(tl.int64) * count
+        offset = row[:, None] * count + slot[None, :]
+        tl.store(base + offset, x.to(COMPACT.dtype.element_ty), mask=mask & (slot >= 0)[None, :])
+
+
+@jit
+def store_sum(SUMS, PARTIALS, where, quantity, x, samples, partials, cols, width):
+    """Reduce an accumulator over its tokens into its row of SUMS or PARTIALS [quantities, rows, width]; see OUTSIDE."""
+    if where >= 0:
+        INTO = SUMS
+    else:
+        INTO = PARTIALS
+    row = quantity * tl.where(where >= 0, samples, partials) + tl.where(where >= 0, where, -1 - where)
+    tl.store(INTO + row.to(tl.int64) * width + cols, tl.sum(x, 0), mask=cols < width)
+
+
+@jit
+def store_sums(TILES, tile, SUMS, PARTIALS, accumulators, samples, partials, cols, width):
+    """A tile's accumulators, one a quantity; a tile outside every sample has nothing to sum."""
+    where = tl.load(TILES + tile * 3 + 2)
+    if where > OUTSIDE:
+        for quantity in tl.static_range(len(accumulators)):
+            store_sum(SUMS, PARTIALS, where, quantity, accumulators[quantity], samples, partials, cols, width)
 
 
 def slots(index: Tensor | None, width: int) -> Tensor | None:
@@ -39,3 +84,84 @@ def slots(index: Tensor | None, width: int) -> Tensor | None:
     slot = torch.full((width,), -1, dtype=torch.int32, device=index.device)
     slot[index] = torch.arange(index.numel(), dtype=torch.int32, device=index.device)
     return slot
+
+
+def launch_forward(kernel, table: dict[str, Tile], own: list, activation: str, gain, route) -> None:
+    """`own`: the kernel's tensors, the first of them [tokens, width]."""
+    tokens, width = own[0].shape
+    tile = pinned(table, own[0])
+    grid = (triton.cdiv(tokens, tile.block_rows) * triton.cdiv(width, tile.block_cols),)
+    with on_device(own[0]):
+        kernel[grid](
+            *own, gain, route, tokens, width, activation, tile.block_rows, tile.block_cols, num_warps=tile.warps
+        )
+
+
+def launch_backward(
+    kernel, tables: tuple[dict[str, Tile], ...], own: list, activation: str, gain, route,
+    segments: Tensor | None, signed: bool, indices: list, sums: Tensor, columns: list,
+) -> None:  # fmt: skip
+    """tables: configurations of the gradients alone, with compact columns, with sums. own: the kernel's tensors."""
+    tokens, width = own[0].shape
+    bare, with_columns, with_sums = tables
+    if segments is not None:
+        table = with_sums
+    else:
+        table = with_columns if any(index is not None for index in indices) else bare
+    tile = pinned(table, own[0])
+    with on_device(own[0]):
+        tiles = owned = partials = into = None
+        count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
+        if segments is not None:
+            tiles, owned, rows = tile_table(segments, tokens, tile.rows)
+            into, partials = sums, sums.new_empty((sums.shape[0], rows, width))
+            count, samples = tiles.shape[0], segments.shape[0]
+        compact = [None if index is None else x for x, index in zip(columns, indices, strict=True)]
+        kernel[(count * triton.cdiv(width, tile.block_cols),)](
+            *own, gain, route, tiles, into, partials, *(slots(index, width) for index in indices), *compact,
+            tokens, width, samples, rows, *(0 if index is None else index.numel() for index in indices),
+            activation, signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
+        )  # fmt: skip
+        if segments is not None:
+            fold(sums, partials, owned)
+
+
+def cases(
+    kernel, name: str, tensors: str, table: dict[str, Tile], dtype: str, activation: str, more: str = ""
+) -> list[AotCase]:
+    """Each distinct configuration of a table.
+
+    tensors: the parameters of shape [tokens, width], and BIAS. more: what is asked for beside them, any of "scores",
+    "gain", "columns" and "h"; bytes are then those of four sums a sample and of 1 % of the units a compact copy.
+    """
+    parameters, asked = [parameter.name for parameter in kernel.params], more.split()
+    slots, copies = ([x for x in parameters if x.endswith(end)] for end in ("SLOT", "COPY"))
+    pointers = tensors.split() + ["H"] * ("h" in asked)
+    moved = len(set(pointers) - {"BIAS"}) * DTYPES[dtype]
+    signature = {x: "i32" for x in parameters if x.islower()} | dict.fromkeys(pointers, f"*{dtype}")
+    if "gain" in asked:
+        signature |= {"GAIN": "*fp32", "ROUTE": "*i64"}
+    if "scores" in asked:
+        signature |= {"TILES": "*i32", "SUMS": "*fp32", "PARTIALS": "*fp32"}
+        moved += 4 * 4 * SAMPLES / TOKENS
+    if "columns" in asked:
+        signature |= dict.fromkeys(slots, "*i32") | dict.fromkeys(copies, f"*{dtype}")
+        moved += len(copies) * 0.01 * DTYPES[dtype]
+    found = []
+    for tile, targets in by_tile(table):
+        sizes = {"ROWS": tile.rows, "BLOCK_ROWS": tile.block_rows, "BLOCK_COLS": tile.block_cols}
+        constexprs = {"ACTIVATION": activation, "SIGNED": False, **sizes}
+        found.append(
+            AotCase(
+                name=" ".join((name, activation, dtype, *asked)),
+                kernel=kernel,
+                signature=signature,
+                constexprs={x: value for x, value in constexprs.items() if x in parameters},
+                options={"num_warps": tile.warps},
+                divisible=("width",),
+                targets=targets,
+                bytes_moved=moved,
+                bytes_minimum=moved,
+            )
+        )
+    return found

@@ -13,11 +13,12 @@ row of `gain` a route, `route` says which row a token takes; c = 1 without it.
 import torch
 from torch import Tensor
 
+from . import outputs
 from .activations import check_activation
 from .dispatch import use_triton
-from .fold import check_segments
 from .gated_kernels import launch_backward, launch_forward
-from .gated_reference import GatedBackward, Reduce, backward_torch, forward_torch
+from .gated_reference import GatedBackward, backward_torch, forward_torch
+from .outputs import Reduce
 
 
 @torch.library.custom_op("slicetune::gated_forward", mutates_args=())
@@ -32,15 +33,6 @@ def _forward_op(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, 
 @_forward_op.register_fake
 def _(gate, up, activation, gain, route):
     return torch.empty_like(gate)
-
-
-def _outputs(gate: Tensor, segments: Tensor | None, indices: list[Tensor | None]) -> list[Tensor]:
-    """Uninitialised sums [4, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
-    tokens, width = gate.shape
-    precise = torch.float64 if gate.dtype == torch.float64 else torch.float32
-    shape = (0,) if segments is None else (4, segments.shape[0], width)
-    columns = [gate.new_empty((0,) if index is None else (tokens, index.numel())) for index in indices]
-    return [gate.new_empty(shape, dtype=precise), *columns]
 
 
 def _run(dh, gate, up, *rest) -> None:
@@ -65,16 +57,15 @@ def _backward_op(
     emit_h: bool,
 ) -> list[Tensor]:
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    h = torch.empty_like(gate) if emit_h else None
-    sums, *columns = _outputs(gate, segments, indices)
-    _run(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns)
-    return [dgate, dup, gate.new_empty(0) if h is None else h, sums, *columns]
+    h, sums, *columns = outputs.empty(gate, segments, indices, emit_h)
+    into = h if emit_h else None
+    _run(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, into, sums, columns)
+    return [dgate, dup, h, sums, *columns]
 
 
 @_backward_op.register_fake
 def _(dh, gate, up, activation, gain, route, segments, signed, indices, emit_h):
-    h = torch.empty_like(gate) if emit_h else gate.new_empty(0)
-    return [torch.empty_like(gate), torch.empty_like(up), h, *_outputs(gate, segments, indices)]
+    return [torch.empty_like(gate), torch.empty_like(up), *outputs.empty(gate, segments, indices, emit_h)]
 
 
 # An op with a list of tensors to mutate or to return beside mutated ones cannot be functionalised: sums and columns
@@ -120,14 +111,11 @@ def _differentiate(ctx, dh: Tensor):
 _forward_op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _check(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None) -> None:
+def _check(gate: Tensor, up: Tensor, activation: str, *asked: Tensor | None) -> None:
     check_activation(activation)
     assert gate.shape == up.shape, f"gate {tuple(gate.shape)}, up {tuple(up.shape)}: want [T, I]"
     assert gate.dtype == up.dtype, f"gate {gate.dtype}, up {up.dtype}: want one dtype"
-    assert gain is not None or route is None, "route without gain"
-    if gain is not None:
-        assert gain.shape[1:] == gate.shape[1:], f"gain {tuple(gain.shape)}: want [routes, I]"
-        assert not gain.requires_grad, "gain has no gradient here: dL/dc = (g·dg + u·du)/c, from signed scores"
+    outputs.check(gate, *asked)
 
 
 def gated_forward(
@@ -163,25 +151,18 @@ def gated_backward(
 
     segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
     gradients and count nowhere. *_columns int64 [k]: units whose columns of dgate, dup or h are wanted compactly.
+    The gain gets no gradient here: dL/dc = (g·dg + u·du)/c, from signed scores (`reduce="abs_sum"`).
     `inplace` overwrites gate with dgate, up with dup and, with `emit_h`, dh with h: no memory beyond the sums. All
     three must then be contiguous, and their version counters rise: a second backward through an autograd function
     that had saved them raises instead of reading gradients as activations.
     """
-    _check(gate, up, activation, gain, route)
-    if segments is not None:
-        check_segments(segments)
+    _check(gate, up, activation, gain, route, segments)
     indices = [gate_columns, up_columns, h_columns]
     rest = activation, gain, route, segments, reduce == "abs_sum", indices, emit_h
     if inplace:
         assert all(x.is_contiguous() for x in (dh, gate, up)), "in place needs contiguous tensors"
-        outputs = _outputs(gate, segments, indices)
-        _backward_inplace_op(dh, gate, up, *outputs, *rest)
-        outputs = [gate, up, dh, *outputs]
+        dgate, dup, found = gate, up, [dh, *outputs.empty(gate, segments, indices, False)[1:]]
+        _backward_inplace_op(dh, gate, up, *found[1:], *rest)
     else:
-        outputs = _backward_op(dh.contiguous(), gate.contiguous(), up.contiguous(), *rest)
-    dgate, dup, h, sums, *columns = outputs
-    kept = [x if index is not None else None for x, index in zip(columns, indices, strict=True)]
-    gate_score, up_score, active, total = (None,) * 4 if segments is None else sums
-    if active is not None:
-        active = active.to(torch.int32)
-    return GatedBackward(dgate, dup, gate_score, up_score, active, total, h if emit_h else None, *kept)
+        dgate, dup, *found = _backward_op(dh.contiguous(), gate.contiguous(), up.contiguous(), *rest)
+    return GatedBackward(dgate, dup, *outputs.asked_for(found, segments, indices, emit_h))

@@ -1,10 +1,12 @@
 """The Triton kernels of the gated activation, their launches and their pinned configurations; see gated.py."""
 
+import functools
+
+from . import blocks
 from .activations import triton_value, triton_value_and_slope
-from .blocks import load_gain, slots, store_columns, store_sum
-from .compile import DTYPES, SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, tl, triton
-from .fold import OUTSIDE, fold, tile_table
+from .blocks import block_of, load_gain, load_slots, store_columns, store_sums, tokens_of
+from .compile import AotCase
+from .dispatch import Tile, jit, tl
 
 # Registers of a tile decide how many programs a multiprocessor holds, and those decide how much is in flight. Without
 # scores 8x256 in 4 warps (two 16-byte loads a thread and tensor) takes 56 registers on sm_90; with the four
@@ -22,9 +24,8 @@ def _forward_kernel(
     G, U, H, GAIN, ROUTE, tokens, width,
     ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(width, BLOCK_COLS)
-    begin = (tl.program_id(0) // across) * BLOCK_ROWS
-    cols = (tl.program_id(0) % across) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    tile, cols = block_of(width, BLOCK_COLS)
+    begin = tile * BLOCK_ROWS
     rows = tl.arange(0, BLOCK_ROWS)
     row_mask = begin + rows < tokens
     mask = row_mask[:, None] & (cols < width)[None, :]
@@ -56,29 +57,19 @@ def _gradients(d, g, u, c, ACTIVATION: tl.constexpr):
 
 @jit
 def _backward_kernel(
-    DH, G, U, DG, DU, H, GAIN, ROUTE, TILES, SUMS, PARTIALS, GSLOT, USLOT, HSLOT, GCOLS, UCOLS, HCOLS,
+    DH, G, U, DG, DU, H, GAIN, ROUTE, TILES, SUMS, PARTIALS, GSLOT, USLOT, HSLOT, GCOPY, UCOPY, HCOPY,
     tokens, width, samples, partials, g_count, u_count, h_count,
     ACTIVATION: tl.constexpr, SIGNED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_COLS units of one tile of tokens. DG, DU, H may be G, U, DH: a thread writes only the
-    elements that it has read (a tile must not be smaller than the block of threads, which would share elements)."""
-    across = tl.cdiv(width, BLOCK_COLS)
-    tile = tl.program_id(0) // across
-    cols = (tl.program_id(0) % across) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    if TILES is None:
-        begin = tile * ROWS
-        end = tl.minimum(begin + ROWS, tokens)
-    else:
-        begin = tl.load(TILES + tile * 3)
-        end = tl.load(TILES + tile * 3 + 1)
+    """DG, DU, H may be G, U, DH: a thread writes only the elements that it has read (a tile must not be smaller than
+    the block of threads, which would share elements)."""
+    tile, cols = block_of(width, BLOCK_COLS)
+    begin, end = tokens_of(TILES, tile, tokens, ROWS)
     col_mask = cols < width
-    if GSLOT is not None:
-        g_slot = tl.load(GSLOT + cols, mask=col_mask, other=-1)
-    if USLOT is not None:
-        u_slot = tl.load(USLOT + cols, mask=col_mask, other=-1)
-    if HSLOT is not None:
-        h_slot = tl.load(HSLOT + cols, mask=col_mask, other=-1)
+    g_slot = load_slots(GSLOT, cols, col_mask)
+    u_slot = load_slots(USLOT, cols, col_mask)
+    h_slot = load_slots(HSLOT, cols, col_mask)
     g_score = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     u_score = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     active = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
@@ -102,12 +93,9 @@ def _backward_kernel(
         tl.store(DU + base + offset, du.to(DU.dtype.element_ty), mask=mask)
         if H is not None:
             tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
-        if GSLOT is not None:
-            store_columns(GCOLS, g_slot, begin, step + rows, mask, dg, g_count)
-        if USLOT is not None:
-            store_columns(UCOLS, u_slot, begin, step + rows, mask, du, u_count)
-        if HSLOT is not None:
-            store_columns(HCOLS, h_slot, begin, step + rows, mask, h, h_count)
+        store_columns(GCOPY, g_slot, begin, step + rows, mask, dg, g_count)
+        store_columns(UCOPY, u_slot, begin, step + rows, mask, du, u_count)
+        store_columns(HCOPY, h_slot, begin, step + rows, mask, h, h_count)
         if TILES is not None:
             # Masked elements were loaded as zeros and add nothing.
             g_score += g * dg if SIGNED else tl.abs(g * dg)
@@ -115,104 +103,36 @@ def _backward_kernel(
             active += tl.where(on, 1.0, 0.0)
             total += h
     if TILES is not None:
-        where = tl.load(TILES + tile * 3 + 2)
-        if where > OUTSIDE:
-            if where >= 0:
-                INTO = SUMS
-            else:
-                INTO = PARTIALS
-            to = tl.where(where >= 0, where, -1 - where)
-            rows_of = tl.where(where >= 0, samples, partials)
-            store_sum(INTO, g_score, 0, to, rows_of, cols, width)
-            store_sum(INTO, u_score, 1, to, rows_of, cols, width)
-            store_sum(INTO, active, 2, to, rows_of, cols, width)
-            store_sum(INTO, total, 3, to, rows_of, cols, width)
+        accumulators = (g_score, u_score, active, total)
+        store_sums(TILES, tile, SUMS, PARTIALS, accumulators, samples, partials, cols, width)
 
 
 def launch_forward(gate, up, activation, gain, route, h) -> None:
-    tokens, width = gate.shape
-    tile = pinned(FORWARD, gate)
-    grid = (triton.cdiv(tokens, tile.block_rows) * triton.cdiv(width, tile.block_cols),)
-    with on_device(gate):
-        _forward_kernel[grid](
-            gate, up, h, gain, route, tokens, width, activation, tile.block_rows, tile.block_cols, num_warps=tile.warps
-        )
+    blocks.launch_forward(_forward_kernel, FORWARD, [gate, up, h], activation, gain, route)
 
 
 def launch_backward(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns):
-    tokens, width = gate.shape
-    plain = COLUMNS if any(index is not None for index in indices) else BACKWARD
-    tile = pinned(plain if segments is None else SCORES, gate)
-    with on_device(gate):
-        tiles = owned = partials = None
-        count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
-        if segments is not None:
-            tiles, owned, rows = tile_table(segments, tokens, tile.rows)
-            partials = sums.new_empty((4, rows, width))
-            count, samples = tiles.shape[0], segments.shape[0]
-        compact = [None if index is None else x for x, index in zip(columns, indices, strict=True)]
-        _backward_kernel[(count * triton.cdiv(width, tile.block_cols),)](
-            dh, gate, up, dgate, dup, h, gain, route, tiles, None if tiles is None else sums, partials,
-            *(slots(index, width) for index in indices), *compact,
-            tokens, width, samples, rows, *(0 if index is None else index.numel() for index in indices),
-            activation, signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
-        )  # fmt: skip
-        if segments is not None:
-            fold(sums, partials, owned)
-
-
-def _aot(table, dtype, activation, kernel=_backward_kernel, more="", extra=0.0) -> list[AotCase]:
-    """The cases of one pinned table; `more` names what is asked for beside the gradients."""
-    forward = kernel is _forward_kernel
-    tensors = "G U H" if forward else "DH G U DG DU" + " H" * ("h" in more)
-    signature = dict.fromkeys(tensors.split(), f"*{dtype}") | dict.fromkeys(("tokens", "width"), "i32")
-    if not forward:
-        signature |= dict.fromkeys(("samples", "partials", "g_count", "u_count", "h_count"), "i32")
-    if "gain" in more:
-        signature |= {"GAIN": "*fp32", "ROUTE": "*i64"}
-    if "scores" in more:
-        signature |= {"TILES": "*i32", "SUMS": "*fp32", "PARTIALS": "*fp32"}
-    if "columns" in more:
-        signature |= dict.fromkeys(("GSLOT", "USLOT", "HSLOT"), "*i32")
-        signature |= dict.fromkeys(("GCOLS", "UCOLS", "HCOLS"), f"*{dtype}")
-    cases = []
-    for tile, targets in by_tile(table):
-        constexprs = {"ACTIVATION": activation, "BLOCK_ROWS": tile.block_rows, "BLOCK_COLS": tile.block_cols}
-        if not forward:
-            constexprs |= {"SIGNED": False, "ROWS": tile.rows}
-        moved = len(tensors.split()) * DTYPES[dtype] + extra
-        cases.append(
-            AotCase(
-                name=" ".join(filter(None, (f"gated{kernel.__name__[:-7]}", activation, dtype, more))),
-                kernel=kernel,
-                signature=signature,
-                constexprs=constexprs,
-                options={"num_warps": tile.warps},
-                divisible=("width",),
-                targets=targets,
-                bytes_moved=moved,
-                bytes_minimum=moved,
-            )
-        )
-    return cases
+    own, tables = [dh, gate, up, dgate, dup, h], (BACKWARD, COLUMNS, SCORES)
+    asked = segments, signed, indices, sums, columns
+    blocks.launch_backward(_backward_kernel, tables, own, activation, gain, route, *asked)
 
 
 def aot() -> list[AotCase]:
     """Every pinned configuration, with each dtype, activation and option that changes its registers."""
-    sums = 16 * SAMPLES / TOKENS
-    columns = 3 * 0.01 * 2  # 1 % of the units in three compact copies
+    forward = functools.partial(blocks.cases, _forward_kernel, "gated_forward", "G U H")
+    backward = functools.partial(blocks.cases, _backward_kernel, "gated_backward", "DH G U DG DU")
     return [
-        *_aot(FORWARD, "bf16", "silu", _forward_kernel),
-        *_aot(FORWARD, "fp32", "silu", _forward_kernel),
-        *_aot(FORWARD, "bf16", "gelu_tanh", _forward_kernel, "gain"),
-        *_aot(BACKWARD, "bf16", "silu"),
-        *_aot(BACKWARD, "fp32", "silu"),
-        *_aot(COLUMNS, "bf16", "silu", more="columns h", extra=columns),
-        *_aot(COLUMNS, "bf16", "gelu_tanh", more="gain columns h", extra=columns),
-        *_aot(SCORES, "bf16", "silu", more="scores", extra=sums),
-        *_aot(SCORES, "bf16", "gelu_tanh", more="scores", extra=sums),
-        *_aot(SCORES, "bf16", "gelu", more="scores", extra=sums),
-        *_aot(SCORES, "fp16", "silu", more="scores", extra=sums),
-        *_aot(SCORES, "fp32", "silu", more="scores", extra=sums),
-        *_aot(SCORES, "bf16", "gelu_tanh", more="scores gain columns h", extra=sums + columns),
+        *forward(FORWARD, "bf16", "silu"),
+        *forward(FORWARD, "fp32", "silu"),
+        *forward(FORWARD, "bf16", "gelu_tanh", "gain"),
+        *backward(BACKWARD, "bf16", "silu"),
+        *backward(BACKWARD, "fp32", "silu"),
+        *backward(COLUMNS, "bf16", "silu", "columns h"),
+        *backward(COLUMNS, "bf16", "gelu_tanh", "gain columns h"),
+        *backward(SCORES, "bf16", "silu", "scores"),
+        *backward(SCORES, "bf16", "gelu_tanh", "scores"),
+        *backward(SCORES, "bf16", "gelu", "scores"),
+        *backward(SCORES, "fp16", "silu", "scores"),
+        *backward(SCORES, "fp32", "silu", "scores"),
+        *backward(SCORES, "bf16", "gelu_tanh", "scores gain columns h"),
     ]

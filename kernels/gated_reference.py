@@ -5,17 +5,14 @@ one after another, so that their temporaries stay in cache.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .activations import fused_pull, fused_value, value, value_and_slope
-from .fold import host_tiles, segment_sums
-
-Reduce = Literal["mean_abs", "abs_sum"]
-# Elements of one block of the torch path: its dozen temporaries stay in the cache of a core.
-CPU_BLOCK = 1 << 17
+from .fold import host_tiles
+from .outputs import Reduce
+from .torch_blocks import add_sums, block_rows, compute, copy_columns, gain_rows, reference_columns, reference_sums
 
 
 @dataclass
@@ -42,18 +39,6 @@ class GatedBackward:
     """[T, k]: dup[:, up_columns]."""
     h_columns: Tensor | None = None
     """[T, k]: h[:, h_columns]."""
-
-
-def compute(x: Tensor) -> Tensor:
-    """Half precision is computed in float32, float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def gain_rows(gain: Tensor | None, route: Tensor | None, begin: int, end: int) -> Tensor | None:
-    """The gain of tokens [begin, end), [tokens, I] or [1, I]; None without routing."""
-    if gain is None:
-        return None
-    return gain[:1] if route is None else gain[route[begin:end]]
 
 
 def gated_forward_reference(
@@ -89,22 +74,9 @@ def gated_backward_reference(
         act, slope = value_and_slope(c * g, activation)
         dg, du, h = (torch.where(c == 0, 0, x) for x in (c * slope * (c * u) * d, c * act * d, act * (c * u)))
         on = c * g > 0
-    out = GatedBackward(dg.to(gate.dtype), du.to(up.dtype), h=h.to(gate.dtype) if emit_h else None)
-    if segments is not None:
-        fold = torch.abs if reduce == "mean_abs" else torch.clone
-        out.gate_score = segment_sums(fold(g * dg), segments)
-        out.up_score = segment_sums(fold(u * du), segments)
-        out.active = segment_sums(on.int(), segments).int()
-        out.activation = segment_sums(h, segments)
-    for name, x, index in (("dgate", dg, gate_columns), ("dup", du, up_columns), ("h", h, h_columns)):
-        if index is not None:
-            setattr(out, f"{name}_columns", x[:, index].to(gate.dtype))
-    return out
-
-
-def block_rows(width: int) -> int:
-    """Tokens of one block of the torch path."""
-    return max(1, CPU_BLOCK // max(width, 1))
+    sums = reference_sums(g * dg, u * du, on, h, segments, reduce)
+    columns = reference_columns((dg, du, h), (gate_columns, up_columns, h_columns), gate.dtype)
+    return GatedBackward(dg.to(gate.dtype), du.to(up.dtype), *sums, h.to(gate.dtype) if emit_h else None, *columns)
 
 
 def forward_torch(
@@ -142,14 +114,8 @@ def backward_torch(dh, gate, up, activation, gain, route, segments, signed, indi
         if sample >= 0 or h is not None or indices[2] is not None:
             h_rows.mul_(u) if c is None else h_rows.mul_(c * u).masked_fill_(c == 0, 0)
         if sample >= 0:
-            g_score, u_score, active, total = sums[:, sample]
-            g_score += (g * dg if signed else (g * dg).abs_()).sum(0)
-            u_score += (u * du if signed else (u * du).abs_()).sum(0)
-            active += (g > 0 if c is None else c * g > 0).sum(0)
-            total += h_rows.sum(0)
-        for into, x, index in zip(columns, (dg, du, h_rows), indices, strict=True):
-            if index is not None:
-                into[rows] = x[:, index].to(into.dtype)
+            add_sums(sums[:, sample], g * dg, u * du, g > 0 if c is None else c * g > 0, h_rows, signed)
+        copy_columns(columns, (dg, du, h_rows), indices, rows)
         dgate[rows], dup[rows] = dg, du
         if h is not None:
             h[rows] = h_rows

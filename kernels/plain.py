@@ -10,10 +10,10 @@ takes no part must not leak act(b).
 import torch
 from torch import Tensor
 
+from . import outputs
 from .activations import check_activation
 from .dispatch import use_triton
-from .fold import check_segments
-from .gated_reference import Reduce
+from .outputs import Reduce
 from .plain_kernels import launch_backward, launch_forward
 from .plain_reference import PlainBackward, backward_torch, forward_torch
 
@@ -32,15 +32,6 @@ def _(pre, activation, bias, gain, route):
     return torch.empty_like(pre)
 
 
-def _outputs(pre: Tensor, segments: Tensor | None, indices: list[Tensor | None]) -> list[Tensor]:
-    """Uninitialised sums [4, S, I] and compact columns [T, k]; what was not asked for is an empty tensor."""
-    tokens, width = pre.shape
-    precise = torch.float64 if pre.dtype == torch.float64 else torch.float32
-    shape = (0,) if segments is None else (4, segments.shape[0], width)
-    columns = [pre.new_empty((0,) if index is None else (tokens, index.numel())) for index in indices]
-    return [pre.new_empty(shape, dtype=precise), *columns]
-
-
 @torch.library.custom_op("slicetune::plain_backward", mutates_args=())
 def _backward_op(
     dh: Tensor,
@@ -55,17 +46,16 @@ def _backward_op(
     emit_h: bool,
 ) -> list[Tensor]:
     dpre = torch.empty_like(pre)
-    h = torch.empty_like(pre) if emit_h else None
-    sums, *columns = _outputs(pre, segments, indices)
+    h, sums, *columns = outputs.empty(pre, segments, indices, emit_h)
+    into = h if emit_h else None
     run = launch_backward if use_triton(pre) and pre.numel() else backward_torch
-    run(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns)
-    return [dpre, pre.new_empty(0) if h is None else h, sums, *columns]
+    run(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, into, sums, columns)
+    return [dpre, h, sums, *columns]
 
 
 @_backward_op.register_fake
 def _(dh, pre, activation, bias, gain, route, segments, signed, indices, emit_h):
-    h = torch.empty_like(pre) if emit_h else pre.new_empty(0)
-    return [torch.empty_like(pre), h, *_outputs(pre, segments, indices)]
+    return [torch.empty_like(pre), *outputs.empty(pre, segments, indices, emit_h)]
 
 
 def _save(ctx, inputs, output) -> None:
@@ -83,16 +73,12 @@ def _differentiate(ctx, dh: Tensor):
 _forward_op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _check(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor | None, route: Tensor | None) -> None:
+def _check(pre: Tensor, activation: str, bias: Tensor | None, *asked: Tensor | None) -> None:
     check_activation(activation)
-    assert pre.dim() == 2, f"pre {tuple(pre.shape)}: want [T, I]"
-    assert gain is not None or route is None, "route without gain"
+    outputs.check(pre, *asked)
     if bias is not None:
         assert bias.shape == pre.shape[1:], f"bias {tuple(bias.shape)}: want [I]"
         assert not bias.requires_grad, "bias has no gradient here: it is the column sums of dpre ÷ c"
-    if gain is not None:
-        assert gain.shape[1:] == pre.shape[1:], f"gain {tuple(gain.shape)}: want [routes, I]"
-        assert not gain.requires_grad, "gain has no gradient here"
 
 
 def plain_forward(
@@ -130,15 +116,8 @@ def plain_backward(
     segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
     gradients and count nowhere. *_columns int64 [k]: units whose columns of dpre or h are wanted compactly.
     """
-    _check(pre, activation, bias, gain, route)
-    if segments is not None:
-        check_segments(segments)
+    _check(pre, activation, bias, gain, route, segments)
     indices = [pre_columns, h_columns]
-    dpre, h, sums, *columns = _backward_op(
-        dh.contiguous(), pre.contiguous(), activation, bias, gain, route, segments, reduce == "abs_sum", indices, emit_h
-    )
-    kept = [x if index is not None else None for x, index in zip(columns, indices, strict=True)]
-    score, unit, active, total = (None,) * 4 if segments is None else sums
-    if active is not None:
-        active = active.to(torch.int32)
-    return PlainBackward(dpre, score, unit, active, total, h if emit_h else None, *kept)
+    asked = segments, reduce == "abs_sum", indices, emit_h
+    dpre, *found = _backward_op(dh.contiguous(), pre.contiguous(), activation, bias, gain, route, *asked)
+    return PlainBackward(dpre, *outputs.asked_for(found, segments, indices, emit_h))

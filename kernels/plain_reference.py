@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .activations import fused_pull, fused_value, value, value_and_slope
-from .fold import host_tiles, segment_sums
-from .gated_reference import Reduce, block_rows, compute, gain_rows
+from .fold import host_tiles
+from .outputs import Reduce
+from .torch_blocks import add_sums, block_rows, compute, copy_columns, gain_rows, reference_columns, reference_sums
 
 
 @dataclass
@@ -74,18 +75,9 @@ def plain_backward_reference(
     if c is not None:
         h, dz, on = torch.where(c == 0, 0, h), torch.where(c == 0, 0, dz), on & (c != 0)
         dpre = c * dz
-    score, unit = z * dz, h * compute(dh)
-    out = PlainBackward(dpre.to(pre.dtype), h=h.to(pre.dtype) if emit_h else None)
-    if segments is not None:
-        out.score = segment_sums(score.abs() if reduce == "mean_abs" else score, segments)
-        out.unit_score = segment_sums(unit.abs() if reduce == "mean_abs" else unit, segments)
-        out.active = segment_sums(on.int(), segments).int()
-        out.activation = segment_sums(h, segments)
-    if pre_columns is not None:
-        out.dpre_columns = dpre[:, pre_columns].to(pre.dtype)
-    if h_columns is not None:
-        out.h_columns = h[:, h_columns].to(pre.dtype)
-    return out
+    sums = reference_sums(z * dz, h * compute(dh), on, h, segments, reduce)
+    columns = reference_columns((dpre, h), (pre_columns, h_columns), pre.dtype)
+    return PlainBackward(dpre.to(pre.dtype), *sums, h.to(pre.dtype) if emit_h else None, *columns)
 
 
 def forward_torch(pre, activation, bias, gain, route, h) -> None:
@@ -118,14 +110,8 @@ def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, ind
         d = compute(dh[rows])
         dpre_rows, dz, h_rows, on = _backward_block(d, z, activation, c)
         if sample >= 0:
-            score, unit, active, total = sums[:, sample]
-            score += (z * dz if signed else (z * dz).abs_()).sum(0)
-            unit += (h_rows * d if signed else (h_rows * d).abs_()).sum(0)
-            active += on.sum(0)
-            total += h_rows.sum(0)
-        for into, x, index in zip(columns, (dpre_rows, h_rows), indices, strict=True):
-            if index is not None:
-                into[rows] = x[:, index].to(into.dtype)
+            add_sums(sums[:, sample], z * dz, h_rows * d, on, h_rows, signed)
+        copy_columns(columns, (dpre_rows, h_rows), indices, rows)
         dpre[rows] = dpre_rows
         if h is not None:
             h[rows] = h_rows

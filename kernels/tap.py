@@ -8,11 +8,12 @@ Gated projections need no tap: `gated_backward` gives their scores from register
 import torch
 from torch import Tensor
 
-from .blocks import store_sum
+from .blocks import block_of, store_sum, tokens_of
 from .compile import SAMPLES, TOKENS, AotCase, by_tile
 from .dispatch import Tile, jit, on_device, pinned, tl, triton, use_triton
 from .fold import OUTSIDE, check_segments, fold, host_tiles, segment_sums, tile_table
-from .gated_reference import Reduce, block_rows, compute
+from .outputs import Reduce, wide
+from .torch_blocks import block_rows, compute
 
 # Two tensors and one accumulator leave room for two 16-byte loads a thread and tensor.
 TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
@@ -29,11 +30,8 @@ def _tap_kernel(
     Y, DY, TILES, SUMS, PARTIALS, width, samples, partials,
     SIGNED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(width, BLOCK_COLS)
-    tile = tl.program_id(0) // across
-    cols = (tl.program_id(0) % across) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    begin = tl.load(TILES + tile * 3)
-    end = tl.load(TILES + tile * 3 + 1)
+    tile, cols = block_of(width, BLOCK_COLS)
+    begin, end = tokens_of(TILES, tile, 0, 0)
     where = tl.load(TILES + tile * 3 + 2)
     if where > OUTSIDE:
         base = begin.to(tl.int64) * width
@@ -45,12 +43,7 @@ def _tap_kernel(
             y = tl.load(Y + base + offset, mask=mask, other=0.0).to(tl.float32)
             dy = tl.load(DY + base + offset, mask=mask, other=0.0).to(tl.float32)
             score += y * dy if SIGNED else tl.abs(y * dy)
-        if where >= 0:
-            INTO = SUMS
-        else:
-            INTO = PARTIALS
-        to = tl.where(where >= 0, where, -1 - where)
-        store_sum(INTO, score, 0, to, tl.where(where >= 0, samples, partials), cols, width)
+        store_sum(SUMS, PARTIALS, where, 0, score, samples, partials, cols, width)
 
 
 def _launch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor) -> None:
@@ -76,8 +69,7 @@ def _torch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor) 
 
 
 def _allocate(y: Tensor, segments: Tensor) -> Tensor:
-    precise = torch.float64 if y.dtype == torch.float64 else torch.float32
-    return y.new_empty((segments.shape[0], y.shape[1]), dtype=precise)
+    return y.new_empty((segments.shape[0], y.shape[1]), dtype=wide(y))
 
 
 @torch.library.custom_op("slicetune::tap", mutates_args=())

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from slicetune.engine.errors import UserError
-from slicetune.kernels import gated_reference
+from slicetune.kernels import torch_blocks
 from slicetune.kernels.plain import plain_backward, plain_forward
 from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
 
@@ -18,7 +18,7 @@ TOKENS, UNITS = 41, 24
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of two tokens, so that the torch path meets its own edges."""
-    monkeypatch.setattr(gated_reference, "CPU_BLOCK", 2 * UNITS)
+    monkeypatch.setattr(torch_blocks, "CPU_BLOCK", 2 * UNITS)
 
 
 def inputs(bias, gain, dtype=torch.float64):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slicetune.kernels import gated_reference
+from slicetune.kernels import torch_blocks
 from slicetune.kernels.tap import tap, tap_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -12,7 +12,7 @@ SEGMENTS = torch.tensor([[2, 7], [7, 7], [9, 30]], dtype=torch.int32)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gated_reference, "CPU_BLOCK", 32)
+    monkeypatch.setattr(torch_blocks, "CPU_BLOCK", 32)
 
 
 @pytest.mark.parametrize("reduce", ["mean_abs", "abs_sum"])
