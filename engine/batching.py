@@ -32,9 +32,9 @@ class Example:
     target_start: int
     """input_ids[target_start:] are the target's tokens, the end of turn included."""
     group: int
-    """Index into the list of domains."""
+    """Index into DataConfig.groups: the direction where a run has several, else the domain."""
     uid: str
-    """`<domain>/<split>/<record>`, for example it/train/17."""
+    """`<domain>/<split>/<record>`, for example it/train/17; `<pair>/` before it where a run has several directions."""
 
 
 @dataclass
@@ -77,22 +77,24 @@ def examples(
     split: str,
     max_length: int,
 ) -> tuple[list[Example], Counter[str]]:
-    """Tokenise `pairs`, in their order; `groups` are the domains that `Example.group` counts from 0.
+    """Tokenise `pairs`, of the direction `data.pair`, in their order; `Example.group` counts `groups` from 0.
 
     Sentences are dropped whole, never cut. The counter says how many and why: "<domain>: <reason>" → sentences.
     """
     prompt, kept, dropped = prompts.resolve(data), [], Counter[str]()
-    number = {domain: i for i, domain in enumerate(groups)}
+    number = {name: i for i, name in enumerate(groups)}
     for pair in pairs:
-        ids, start = prompts.encode(tokenizer, prompt, (data.source, data.target), pair)
+        ids, start = prompts.encode(tokenizer, prompt, pair)
+        name = data.name(pair.domain)
         if start >= max_length:
-            dropped[f"{pair.domain}: the prompt alone has {max_length} tokens or more"] += 1
+            dropped[f"{name}: the prompt alone has {max_length} tokens or more"] += 1
         elif len(ids) > max_length:
-            dropped[f"{pair.domain}: longer than {max_length} tokens"] += 1
+            dropped[f"{name}: longer than {max_length} tokens"] += 1
         elif not 0 < start < len(ids):
-            dropped[f"{pair.domain}: no token to predict"] += 1
+            dropped[f"{name}: no token to predict"] += 1
         else:
-            kept.append(Example(ids, start, number[pair.domain], f"{pair.domain}/{split}/{pair.index}"))
+            group = number[data.pair if data.pairs else pair.domain]
+            kept.append(Example(ids, start, group, f"{name}/{split}/{pair.index}"))
     return kept, dropped
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,22 +73,24 @@ class DataConfig:
     """A folder `<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, a hub id, or `tiny`."""
     pair: str = "de-en"
     """Source-target. The folder may name the pair the other way round."""
+    pairs: tuple[str, ...] = ()
+    """Several directions in one run, as in `de-en en-de`, in the place of `pair`: results and statistics are theirs."""
     seen: tuple[str, ...] = ("it", "law", "medical", "subtitles")
-    """Domains that are scored and trained."""
+    """Domains that are scored and trained. Of several directions each takes those of them that the corpus has of it."""
     unseen: tuple[str, ...] = ("koran",)
     """Domains that are only evaluated."""
     prompt: str = "released"
     """System text: `released`, `paper`, `short`, or a text of your own with {src}, {tgt} and {domain}."""
     score_sentences: int = 10_000
-    """Sentences a seen domain that are scored (the paper: 10k)."""
+    """Sentences a seen domain, and of each direction, that are scored (the paper: 10k)."""
     train_sentences: int = 2_000
-    """Sentences a seen domain that a method that chooses neurons trains on (the paper: 2k of those scored)."""
+    """Sentences a seen domain, and of each direction, that a method that chooses neurons trains on (the paper: 2k)."""
     budget: Literal["paper", "equal"] = "paper"
     """`paper`: methods that choose no neurons train on all --data.score-sentences; `equal`: all on the same ones."""
     dev_sentences: int = 200
-    """Sentences a seen domain for the dev loss."""
+    """Sentences a seen domain, and of each direction, for the dev loss."""
     test_sentences: int = 0
-    """Sentences a domain that are decoded; 0 is all."""
+    """Sentences a domain, and of each direction, that are decoded; 0 is all."""
     test_split: Literal["test", "dev"] = "test"
     """Which split is decoded and measured; `dev` where a corpus has no test files."""
     test_dir: str = ""
@@ -98,14 +101,17 @@ class DataConfig:
     """Share of broken records that is tolerated before a file is refused."""
 
     def __post_init__(self) -> None:
-        if self.pair.count("-") != 1 or not all(self.pair.split("-")):
-            raise UserError(f"--data.pair {self.pair!r}: write source-target, as in de-en")
+        for flag, pair in (("--data.pair", self.pair), *(("--data.pairs", pair) for pair in self.pairs)):
+            if pair.count("-") != 1 or not all(pair.split("-")):
+                raise UserError(f"{flag} {pair!r}: write source-target, as in de-en")
+        if twice := [pair for pair, count in Counter(self.pairs).items() if count > 1]:
+            raise UserError(f"--data.pairs names {' '.join(twice)} more than once: name each direction once")
         if not self.seen:
             raise UserError("--data.seen is empty: name at least one domain to train on")
         both = sorted(set(self.seen) & set(self.unseen))
         if both:
             raise UserError(f"--data.unseen names {' '.join(both)}, which --data.seen names too: keep each in one list")
-        for name in (*self.domains, self.source, self.target):
+        for name in (*self.domains, *(code for pair in (self.pair, *self.pairs) for code in pair.split("-"))):
             if not re.fullmatch(r"\w[\w.+ -]*", name) or ".." in name:
                 raise UserError(f"--data: {name!r} is no name of a domain or a language: files are named after it")
         whole, natural = (1, math.inf), (0, math.inf)
@@ -124,6 +130,15 @@ class DataConfig:
     @property
     def domains(self) -> tuple[str, ...]:
         return (*self.seen, *self.unseen)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What statistics are split by: the directions where there are several, else the seen domains."""
+        return self.pairs or self.seen
+
+    def name(self, domain: str) -> str:
+        """How results, files and uids name a domain of `pair`: `<pair>/<domain>` where a run has several directions."""
+        return f"{self.pair}/{domain}" if self.pairs else domain
 
 
 @dataclass
@@ -217,6 +232,8 @@ class EvaluateConfig:
     max_new_tokens: int = 256
     base: bool = True
     """Decode the untrained base model too, for comparison."""
+    smooth: Literal["exp", "none"] = "exp"
+    """sacreBLEU's smoothing of an n-gram order without a match; its signature names it. LANDeRMT prints `none`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the exported model; `auto` is the base checkpoint's own."""
 

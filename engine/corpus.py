@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +43,8 @@ class Pair:
     domain: str
     index: int
     """Number of the line (or record) in its split, from 1: with domain and split it names the pair for good."""
+    languages: tuple[str, str]
+    """Codes of source and target."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Split:
     """What `check` found in one split of one domain."""
 
     domain: str
+    """Its name in the run: `<pair>/<domain>` where there are several directions."""
     name: str
     sentences: int
     faults: Faults
@@ -73,6 +78,7 @@ class CorpusReport:
 
     where: str
     pair: str
+    """Where there are several, all of them."""
     splits: list[Split] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -121,37 +127,80 @@ def load_domain(data: DataConfig, domain: str, split: str, limit: int = 0, seed:
     return pairs[:limit] if limit else pairs
 
 
+def directions(data: DataConfig) -> list[DataConfig]:
+    """The settings of each direction of a run, `pair` naming it: what all other functions of this module take.
+
+    With --data.pairs a direction has those seen domains of which the corpus has every split that a run needs, and
+    those unseen ones that have a test split. Raises UserError for a domain that no direction has, and for a direction
+    without a seen domain.
+    """
+    if not data.pairs:
+        return [data]
+    found = {}
+    for pair in data.pairs:
+        one = replace(data, pair=pair)
+        found[pair] = [d for d in data.domains if all(_has(one, d, split) for split in _needed(data, d))]
+    for domain in data.domains:
+        if not any(domain in domains for domains in found.values()):
+            splits = " and ".join(_needed(data, domain))
+            raise UserError(f"--data.dir {data.dir}: no direction of --data.pairs has {domain} ({splits} split)")
+    if bare := [pair for pair, domains in found.items() if not set(domains) & set(data.seen)]:
+        raise UserError(f"--data.pairs {' '.join(bare)}: {data.dir} has no domain of --data.seen of it")
+    return [
+        replace(
+            data,
+            pair=pair,
+            seen=tuple(d for d in data.seen if d in domains),
+            unseen=tuple(d for d in data.unseen if d in domains),
+        )
+        for pair, domains in found.items()
+    ]
+
+
 def check(data: DataConfig) -> CorpusReport:
     """Read everything that a run will need, before any weight is loaded: faults, leakage, shortages.
 
     Needed are train (and dev, if dev_sentences is not 0) of the seen domains and test of all. Raises UserError for what
-    `load_domain` does.
+    `load_domain` and `directions` do.
     """
-    report = CorpusReport(where=data.dir, pair=data.pair, seen=tuple(data.seen))
+    report = CorpusReport(where=data.dir, pair=" ".join(data.pairs) or data.pair)
+    scored: Counter[str] = Counter()  # by group
+    for one in directions(data):
+        report.seen += tuple(one.name(domain) for domain in one.seen)
+        _check(report, one, scored)
+        if left_out := [domain for domain in data.domains if domain not in one.domains]:
+            report.notes.append(f"{one.pair} goes without {' '.join(left_out)}: the corpus lacks a split of it")
+    if data.test_split == "dev" and data.dev_sentences and not data.test_dir:
+        report.notes.append("measured on the dev split, which chooses the checkpoint too: scores are a little high")
+    if len(set(scored.values())) > 1:
+        kind, counts = "direction" if data.pairs else "domain", ", ".join(f"{g} {n}" for g, n in scored.items())
+        report.notes.append(f"scored sentences ({counts}): a {kind} with fewer weighs less in the mutual information")
+    return report
+
+
+def _check(report: CorpusReport, data: DataConfig, scored: Counter[str]) -> None:
+    """Add what is found of one direction to the report, and its sentences to score to `scored`."""
     trained: dict[str, set[str]] = {}  # source → its translations, over all seen domains
-    scored: dict[str, int] = {}
     for domain in data.seen:
         pairs = _add(report, data, domain, "train")
         if len(pairs) < data.score_sentences:
-            report.notes.append(
-                f"{domain}/train has {len(pairs)} sentences, fewer than --data.score-sentences {data.score_sentences}"
-            )
-        scored[domain] = min(len(pairs), data.score_sentences)
+            short = f"{data.name(domain)}/train has {len(pairs)} sentences"
+            report.notes.append(f"{short}, fewer than --data.score-sentences {data.score_sentences}")
+        scored[data.pair if data.pairs else domain] += min(len(pairs), data.score_sentences)
         for pair in pairs:
             trained.setdefault(pair.source, set()).add(pair.target)
-    if len(set(scored.values())) > 1:
-        counts = ", ".join(f"{domain} {count}" for domain, count in scored.items())
-        report.notes.append(f"scored sentences ({counts}): a domain with fewer weighs less in the mutual information")
-    if data.test_split == "dev" and data.dev_sentences and not data.test_dir:
-        report.notes.append("measured on the dev split, which chooses the checkpoint too: scores are a little high")
     for domain in data.domains:
-        for split in ["dev"] * (domain in data.seen and data.dev_sentences > 0) + ["test"]:
+        for split in [split for split in _needed(data, domain) if split != "train"]:
             pairs = _add(report, data, domain, split)
             leaked = [pair for pair in pairs if pair.source in trained]
             if leaked:
                 both = sum(pair.target in trained[pair.source] for pair in leaked)
-                report.leaks.append(Leak(domain, split, len(pairs), len(leaked), both))
-    return report
+                report.leaks.append(Leak(data.name(domain), split, len(pairs), len(leaked), both))
+
+
+def _needed(data: DataConfig, domain: str) -> list[str]:
+    """The splits of a domain that a run reads."""
+    return ["train"] * (domain in data.seen) + ["dev"] * (domain in data.seen and data.dev_sentences > 0) + ["test"]
 
 
 def _add(report: CorpusReport, data: DataConfig, domain: str, split: str) -> list[Pair]:
@@ -159,13 +208,12 @@ def _add(report: CorpusReport, data: DataConfig, domain: str, split: str) -> lis
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(f"{pair.index}\t{pair.source}\t{pair.target}\n".encode())
-    report.splits.append(Split(domain, split, len(pairs), faults, digest.hexdigest()[:16]))
+    report.splits.append(Split(data.name(domain), split, len(pairs), faults, digest.hexdigest()[:16]))
     return pairs
 
 
 def _read(data: DataConfig, domain: str, split: str) -> tuple[list[Pair], Faults]:
-    if split == "test":  # where it is and what it is called there
-        split, data = data.test_split, replace(data, dir=data.test_dir or data.dir)
+    data, split = _place(data, split)
     languages, faults = (data.source, data.target), Faults()
     root = _root(data)
     if root is None:
@@ -176,7 +224,7 @@ def _read(data: DataConfig, domain: str, split: str) -> tuple[list[Pair], Faults
             found = records.aligned((paths[0], paths[1]), faults)
         else:
             found = records.json_records(paths[0], languages, direction, faults)
-    pairs = [Pair(source, target, domain, number) for number, source, target in found]
+    pairs = [Pair(source, target, domain, number, languages) for number, source, target in found]
     faults.refuse_beyond(data.max_dropped)
     if not pairs:
         raise UserError(f"{data.dir}: {domain}/{split} has no sentence: fill the file, or leave the domain out")
@@ -184,6 +232,11 @@ def _read(data: DataConfig, domain: str, split: str) -> tuple[list[Pair], Faults
 
 
 # ---------------------------------------------------------------- where the files are
+
+
+def _place(data: DataConfig, split: str) -> tuple[DataConfig, str]:
+    """Where a split is and what it is called there: test sentences may be another corpus's, or its dev split."""
+    return (replace(data, dir=data.test_dir or data.dir), data.test_split) if split == "test" else (data, split)
 
 
 def _root(data: DataConfig) -> Path | None:
@@ -201,8 +254,17 @@ def _root(data: DataConfig) -> Path | None:
 
 
 def _flag(data: DataConfig) -> str:
-    """What named the corpus that is being read (`_read` puts --data.test-dir in the place of --data.dir)."""
+    """What named the corpus that is being read (`_place` puts --data.test-dir in the place of --data.dir)."""
     return f"--data.test-dir {data.dir}" if data.dir == data.test_dir else f"--data.dir {data.dir}"
+
+
+def _has(data: DataConfig, domain: str, split: str) -> bool:
+    """Whether the corpus has a split; of the hub, whether it has a configuration for the domain and direction."""
+    data, split = _place(data, split)
+    root = _root(data)
+    if root is None:
+        return _hub_name(data, domain, split) is not None
+    return any(any(map(_existing, paths)) for paths, _ in _candidates(root, data, domain, split))
 
 
 def _find(root: Path, data: DataConfig, domain: str, split: str) -> tuple[tuple[Path, ...], tuple[str, str]]:
@@ -250,22 +312,41 @@ def _existing(path: Path) -> Path | None:
 
 
 def _hub(data: DataConfig, domain: str, split: str) -> Sequence[dict]:
-    """Records of a hub data set. Its configuration is named after the domain, the pair or both, or is its only one."""
+    """Records of a hub data set."""
     import datasets
 
+    name = _hub_name(data, domain, split)
+    if name is None:
+        names = " ".join(_hub_names(data, domain, split)[:20])
+        raise UserError(f"--data.dir {data.dir}: no configuration {domain} on the hub; it has {names}")
+    with _of_the_hub(data, domain, split):
+        return datasets.load_dataset(data.dir, name, split=HUB_SPLITS[split])
+
+
+def _hub_name(data: DataConfig, domain: str, split: str) -> str | None:
+    """The configuration that is named after the domain, the direction or both, or is the only one."""
+    names = _hub_names(data, domain, split)
+    pairs = ["-".join(direction) for direction in _directions(data)]
+    wanted = [domain, *(f"{domain}-{p}" for p in pairs), *(f"{p}-{domain}" for p in pairs)]
+    if len(data.domains) == 1:
+        wanted += [*pairs, *names[: not data.pairs or len(names) == 1]]
+    return next((name for name in wanted if name in names), None)
+
+
+def _hub_names(data: DataConfig, domain: str, split: str) -> list[str]:
+    import datasets
+
+    with _of_the_hub(data, domain, split):
+        return datasets.get_dataset_config_names(data.dir)
+
+
+@contextmanager
+def _of_the_hub(data: DataConfig, domain: str, split: str) -> Iterator[None]:
     try:
-        names = datasets.get_dataset_config_names(data.dir)
-        pairs = ["-".join(direction) for direction in _directions(data)]
-        wanted = [domain, *(f"{domain}-{p}" for p in pairs), *(f"{p}-{domain}" for p in pairs)]
-        if len(data.domains) == 1:
-            wanted += [*pairs, *names[:1]]
-        name = next((name for name in wanted if name in names), None)
-        if name is not None:
-            return datasets.load_dataset(data.dir, name, split=HUB_SPLITS[split])
+        yield
     except Exception as error:  # network, access, format: a dozen kinds, one meaning
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
             f"--data.dir {data.dir}: no such folder, and no {split} split of {domain} from the hub "
             f"({type(error).__name__}: {reason}): offline, name a local folder"
         ) from None
-    raise UserError(f"--data.dir {data.dir}: no configuration {domain} on the hub; it has {' '.join(names[:20])}")

@@ -66,17 +66,18 @@ def corpus_of(config: RunConfig) -> Corpus:
     if data.dir == "tiny" or not Path(data.dir).expanduser().is_dir():
         note = "tiny is made by the run" if data.dir == "tiny" else f"{data.dir} is no local folder, so not read"
         tokens = _tokens(config, 2 * CHARACTERS_PER_SENTENCE)
-        scored, trained = (dict.fromkeys(data.seen, n) for n in (data.score_sentences, config.train_sentences))
+        names = [f"{pair}/{domain}" for pair in data.pairs for domain in data.seen] or data.seen
+        scored, trained = (dict.fromkeys(names, n) for n in (data.score_sentences, config.train_sentences))
         return Corpus(scored, trained, tokens, f"{note}: {CHARACTERS_PER_SENTENCE} characters a side assumed")
-    from .corpus import load_domain
+    from .corpus import directions, load_domain
 
     scored, characters = {}, 0
-    for domain in data.seen:
-        pairs = load_domain(
-            data, domain, "train", limit=max(data.score_sentences, config.train_sentences), seed=config.seed
-        )
-        scored[domain] = len(pairs)
-        characters += sum(len(pair.source) + len(pair.target) for pair in pairs)
+    most = max(data.score_sentences, config.train_sentences)
+    for one in directions(data):
+        for domain in one.seen:
+            pairs = load_domain(one, domain, "train", limit=most, seed=config.seed)
+            scored[one.name(domain)] = len(pairs)
+            characters += sum(len(pair.source) + len(pair.target) for pair in pairs)
     trained = {domain: min(number, config.train_sentences) for domain, number in scored.items()}
     scored = {domain: min(number, data.score_sentences) for domain, number in scored.items()}
     mean = characters / max(1, sum(scored.values()))

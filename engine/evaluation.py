@@ -29,10 +29,14 @@ def tokenizer_name(target_language: str) -> str:
     return "13a"
 
 
-def score_domain(hypotheses: Sequence[str], references: Sequence[str], target_language: str) -> dict[str, Any]:
+def score_domain(
+    hypotheses: Sequence[str], references: Sequence[str], target_language: str, smooth: str = "exp"
+) -> dict[str, Any]:
     """Corpus BLEU and chrF2 (0–100) of a domain's translations: bleu, bleu_signature, chrf, chrf_signature, n.
 
-    Raises UserError where there is nothing to score or the two are not line-aligned.
+    Where BLEU takes another tokenizer than 13a, bleu_13a and its signature stand beside it: papers that print one
+    setting for all directions (LANDeRMT, Table 1) have that number. `smooth` is sacreBLEU's, of BLEU. Raises UserError
+    where there is nothing to score or the two are not line-aligned.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -41,7 +45,11 @@ def score_domain(hypotheses: Sequence[str], references: Sequence[str], target_la
     if not references:
         raise UserError("no test sentence to score: give the domain a test split or leave it out")
     scores: dict[str, Any] = {"n": len(references)}
-    for name, metric in (("bleu", BLEU(tokenize=tokenizer_name(target_language))), ("chrf", CHRF())):
+    tokenizer = tokenizer_name(target_language)
+    metrics = {"bleu": BLEU(tokenize=tokenizer, smooth_method=smooth), "chrf": CHRF()}
+    if tokenizer != "13a":
+        metrics["bleu_13a"] = BLEU(tokenize="13a", smooth_method=smooth)
+    for name, metric in metrics.items():
         scores[name] = float(metric.corpus_score(list(hypotheses), [list(references)]).score)
         scores[f"{name}_signature"] = metric.get_signature().format()
     return scores
@@ -50,27 +58,36 @@ def score_domain(hypotheses: Sequence[str], references: Sequence[str], target_la
 def average(
     domains: Mapping[str, Mapping[str, Any]], seen: Sequence[str], unseen: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Unweighted means of bleu and chrf over the seen, the unseen and all domains; a part without any is left out."""
+    """Unweighted means over the seen, the unseen and all domains; a part without any is left out."""
     parts = {"seen": list(seen), "unseen": list(unseen), "all": [*seen, *unseen]}
-    means: dict[str, dict[str, float]] = {}
-    for part, names in parts.items():
-        rows = [domains[name] for name in names if name in domains]
-        if rows:
-            means[part] = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+    rows = {part: [domains[name] for name in names if name in domains] for part, names in parts.items()}
+    return {part: mean(scores) for part, scores in rows.items() if scores}
+
+
+def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Unweighted means of bleu and chrf; of bleu_13a too where a row has one, other rows' bleu being that already."""
+    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+    if any("bleu_13a" in row for row in rows):
+        means["bleu_13a"] = sum(row.get("bleu_13a", row["bleu"]) for row in rows) / len(rows)
     return means
 
 
 def score_system(
     hypotheses: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
-    target_language: str,
+    languages: Mapping[str, str],
     seen: Sequence[str],
     unseen: Sequence[str],
+    smooth: str = "exp",
 ) -> dict[str, Any]:
-    """One entry of results.json's `systems`: scores of each domain (the mappings' keys) and their averages."""
+    """One entry of results.json's `systems`: scores of each domain (the mappings' keys) and their averages.
+
+    `languages` are the codes of the domains' target languages.
+    """
     domains = {}
     for name, lines in hypotheses.items():
-        scores = score_domain(lines, references[name], target_language)
-        signatures = {metric: scores.pop(f"{metric}_signature") for metric in METRICS}
+        scores = score_domain(lines, references[name], languages[name], smooth)
+        signed = [key for key in scores if key.endswith("_signature")]
+        signatures = {key.removesuffix("_signature"): scores.pop(key) for key in signed}
         domains[name] = {**scores, "signatures": signatures}
     return {"domains": domains, "averages": average(domains, seen, unseen)}

@@ -153,19 +153,19 @@ def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
 
 def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:
     """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
-    width, groups, tokens = value_bytes(config), len(config.data.seen), scoring_tokens(config)
-    units = shape.layers * shape.intermediate
+    width, groups, tokens = value_bytes(config), len(config.data.groups), scoring_tokens(config)
+    units, kind = shape.layers * shape.intermediate, "directions" if config.data.pairs else "domains"
     return [
         Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
         Part(
             "histogram counts",
-            f"{groups} domains × {shape.neurons:,} neurons × {BINS} bins × 4 B",
+            f"{groups} {kind} × {shape.neurons:,} neurons × {BINS} bins × 4 B",
             counts_bytes(config, shape),
             host=counts_on_host(config, shape, gpu_memory),
         ),
         Part(
             "sums",
-            f"{groups} domains × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
+            f"{groups} {kind} × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
             groups * (shape.neurons * 8 + units * 16),
         ),
         activations(config, shape, tokens, config.data.max_length),
@@ -215,8 +215,8 @@ def _over(ranks: int) -> str:
 
 
 def counts_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """int32 histogram counts of all seen domains."""
-    return 4 * BINS * len(config.data.seen) * shape.neurons
+    """int32 histogram counts of all seen domains (of all directions where there are several)."""
+    return 4 * BINS * len(config.data.groups) * shape.neurons
 
 
 def counts_threshold(config: RunConfig, shape: ModelShape) -> float:

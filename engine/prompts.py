@@ -101,18 +101,15 @@ def language(code: str) -> str:
     return LANGUAGES[code]
 
 
-def encode(
-    tokenizer: Any, prompt: Prompt, pair_languages: tuple[str, str], pair: Pair, with_target: bool = True
-) -> tuple[list[int], int]:
+def encode(tokenizer: Any, prompt: Prompt, pair: Pair, with_target: bool = True) -> tuple[list[int], int]:
     """Token ids of the prompt, and of target and end-of-turn token if `with_target`; and where the target starts.
 
-    `pair_languages` are the codes of source and target. Training ends with the end-of-turn token: what a template
-    renders after it (Qwen's newline) is left out. A special token's text inside a sentence is spelt with a space, so
-    that data cannot forge a turn.
+    Training ends with the end-of-turn token: what a template renders after it (Qwen's newline) is left out. A special
+    token's text inside a sentence is spelt with a space, so that data cannot forge a turn.
     """
     fields = {
-        "src": language(pair_languages[0]),
-        "tgt": language(pair_languages[1]),
+        "src": language(pair.languages[0]),
+        "tgt": language(pair.languages[1]),
         "domain": DOMAINS.get(pair.domain, pair.domain),
         "sentence": _disarm(tokenizer, pair.source),
         "reference": _disarm(tokenizer, pair.target),

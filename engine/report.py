@@ -17,7 +17,7 @@ from typing import Any
 
 from . import page, prompts, sections
 from .neurons import NeuronSet
-from .sections import METRICS, Artefacts, duration, score_rows, system_name
+from .sections import METRICS, Artefacts, domain_name, duration, score_rows, system_name
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ def table(results: Mapping[str, Any]) -> str:
         head += [f"{label} change" for _, label in METRICS]
     rows: list[list[str]] = [head, []]
     for kind, name, n, scores in score_rows(results):
-        if kind != "domain":
+        if kind in ("mean", "all"):
             rows.append([])
         values = [[f"{score[metric]:.2f}" if score else "-" for score in scores] for metric, _ in METRICS]
         cells = [name, f"{n:,}" if n else "", *values[0], *values[1]]
@@ -67,6 +67,8 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
     run = Artefacts.read(Path(out_dir))
     data = run.config.get("data", {})
     pair = " → ".join(prompts.LANGUAGES.get(code, code) for code in data.get("pair", "").split("-") if code)
+    if data.get("pairs"):
+        pair = " ".join(data["pairs"])
     title = ": ".join(part for part in (run.method, pair) if part) or "Report"
     when = datetime.fromtimestamp((run.folder / "results.json").stat().st_mtime)
     model = run.config.get("model", {}).get("path", "")
@@ -92,7 +94,7 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
 def describe(run: Artefacts) -> str:
     """The run in words."""
     results, data, train = run.results, run.config.get("data", {}), run.config.get("train", {})
-    seen = [prompts.DOMAINS.get(name, name) for name in results["seen"]]
+    seen = [domain_name(name) for name in results["seen"]]
     text = f"{run.method} on {len(seen)} domain{'s' * (len(seen) != 1)} ({', '.join(seen)})"
     if run.neurons is not None and data.get("score_sentences"):
         text += f", up to {data['score_sentences']:,} sentences each scored"

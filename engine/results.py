@@ -9,29 +9,49 @@ from typing import Any
 
 from .config import DataConfig
 from .corpus import Pair
-from .evaluation import score_system
+from .evaluation import mean, score_system
 from .neurons import NeuronSet
-from .translation import write_lines
+from .translation import read_lines, write_lines
 
 
-def write_sides(out: Path, data: DataConfig, pairs: Mapping[str, Sequence[Pair]]) -> None:
+def translations(out: Path, system: str, name: str, language: str) -> Path:
+    """The line-aligned file of a system's translations; `name` is the domain's in the run."""
+    return out / "translations" / system / f"{name}.{language}"
+
+
+def write_sides(out: Path, tests: Mapping[str, Sequence[Pair]]) -> None:
     """Sources and references beside the systems' translations, for the report and for sacrebleu's command line."""
-    for domain, of in pairs.items():
-        for kind, code in (("source", data.source), ("reference", data.target)):
-            texts = (pair.source if kind == "source" else pair.target for pair in of)
-            write_lines(out / "translations" / kind / f"{domain}.{code}", [" ".join(t.splitlines()) for t in texts])
+    for name, of in tests.items():
+        for side, kind in enumerate(("source", "reference")):
+            texts = (getattr(pair, "target" if side else "source") for pair in of)
+            path = translations(out, kind, name, of[0].languages[side])
+            write_lines(path, [" ".join(t.splitlines()) for t in texts])
 
 
-def scores(out: Path, data: DataConfig, systems: Sequence[str], pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """Every system's translations in `out` against the references."""
-    references = {domain: [pair.target for pair in of] for domain, of in pairs.items()}
+def scores(
+    out: Path,
+    directions: Sequence[DataConfig],
+    systems: Sequence[str],
+    tests: Mapping[str, Sequence[Pair]],
+    smooth: str = "exp",
+) -> dict[str, Any]:
+    """Every system's translations in `out` against the references; domains go by their names in the run.
+
+    With several directions `pairs` names the domains of each, and a system's `pairs` are the means over them.
+    """
+    seen, unseen = ([d.name(domain) for d in directions for domain in getattr(d, part)] for part in ("seen", "unseen"))
+    references = {name: [pair.target for pair in pairs] for name, pairs in tests.items()}
+    languages = {name: pairs[0].languages[1] for name, pairs in tests.items()}
     found = {}
     for system in systems:
-        folder = out / "translations" / system
-        files = {d: folder / f"{d}.{data.target}" for d in data.domains}
-        lines = {d: file.read_text(encoding="utf-8").split("\n")[:-1] for d, file in files.items()}
-        found[system] = score_system(lines, references, data.target, data.seen, data.unseen)
-    return {"systems": found, "seen": list(data.seen), "unseen": list(data.unseen)}
+        lines = {name: read_lines(translations(out, system, name, code)) for name, code in languages.items()}
+        found[system] = score_system(lines, references, languages, seen, unseen, smooth)
+    whole: dict[str, Any] = {"systems": found, "seen": seen, "unseen": unseen}
+    if directions[0].pairs:
+        whole["pairs"] = {d.pair: [d.name(domain) for domain in d.domains] for d in directions}
+        for scored in found.values():
+            scored["pairs"] = {p: mean([scored["domains"][n] for n in names]) for p, names in whole["pairs"].items()}
+    return whole
 
 
 def training(out: Path) -> dict[str, Any]:

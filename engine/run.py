@@ -61,6 +61,7 @@ class Run:
         self.config, self.out = config, Path(config.out)
         self.report = distributed.first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
         distributed.print0(self.report)
+        self.directions = corpus.directions(config.data)
         self.base = Path(distributed.first_rank_first(lambda: models.snapshot(config.model.path)))
         self.tokenizer = models.load_tokenizer(str(self.base))
         self.shape: ModelShape = from_config(models.read_config(self.base))
@@ -73,9 +74,8 @@ class Run:
         c = self.config
         if distributed.rank() == 0:
             write_atomically(self.out / "config.json", json.dumps(as_dict(c), indent=1))
-        data = {
-            k: v for k, v in as_dict(c.data).items() if k in ("pair", "seen", "prompt", "score_sentences", "max_length")
-        }
+        kept = ("pairs" if c.data.pairs else "pair", "seen", "prompt", "score_sentences", "max_length")
+        data = {k: v for k, v in as_dict(c.data).items() if k in kept}
         source = {"model": models.fingerprint(self.base), "corpus": self.report.fingerprint}
         self.stages.settings |= source | {"data": data, "seed": c.seed}
         self._train_stages()
@@ -108,7 +108,7 @@ class Run:
     def _decode_stages(self) -> None:
         """Translations of what is compared; the adapter comes last, so that asking for it later undoes nothing."""
         c, out, do = self.config, self.out, self.stages.do
-        decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype")}
+        decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype", "smooth")}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
         decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
         if "base" in self.systems:
@@ -156,20 +156,28 @@ class Run:
         )
 
     def examples(self, split: str, limit: int) -> list[Example]:
-        """Tokenised sentences of the seen domains, in the domains' order; what was dropped is printed."""
-        data, kept = self.config.data, []
-        for domain in data.seen:
-            pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
-            found, dropped = examples(self.tokenizer, data, pairs, data.seen, split, data.max_length)
-            for reason, count in dropped.items():
-                distributed.print0(f"{split}: {count} of {len(pairs)} sentences dropped, {reason}")
-            if not found:
-                raise UserError(f"{domain}/{split}: no sentence is left: raise --data.max-length, or look at the file")
-            kept += found
+        """Tokenised sentences of each direction's seen domains, in their order; what was dropped is printed."""
+        kept = []
+        for data in self.directions:
+            for domain in data.seen:
+                pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
+                found, dropped = examples(self.tokenizer, data, pairs, data.groups, split, data.max_length)
+                for reason, count in dropped.items():
+                    distributed.print0(f"{split}: {count} of {len(pairs)} sentences dropped, {reason}")
+                if not found:
+                    name = f"{data.name(domain)}/{split}"
+                    raise UserError(f"{name}: no sentence is left: raise --data.max-length, or look at the file")
+                kept += found
         return kept
 
-    def test(self, domain: str) -> list[corpus.Pair]:
-        return corpus.load_domain(self.config.data, domain, "test", self.config.data.test_sentences, self.config.seed)
+    def tests(self) -> dict[str, list[corpus.Pair]]:
+        """Sentences to decode, by the name of their domain in the run: first a direction's seen, then its unseen."""
+        limit = self.config.data.test_sentences
+        return {
+            data.name(domain): corpus.load_domain(data, domain, "test", limit)
+            for data in self.directions
+            for domain in data.domains
+        }
 
     def model(self, folder: Path) -> nn.Module:
         return models.load_model(str(folder), self.config.model, self.device)
@@ -188,8 +196,8 @@ class Run:
 
         data = self.examples("train", self.config.data.score_sentences)
         distributed.print0("one of them, what is trained between brackets:\n" + prompts.show(self.tokenizer, data[0]))
-        where = counts_device(self.config.score, self.shape, len(self.config.data.seen), self.device)
-        stats = Statistics(list(self.config.data.seen), self.shape, self.config.score.lowest_octave, where)
+        where = counts_device(self.config.score, self.shape, len(self.config.data.groups), self.device)
+        stats = Statistics(list(self.config.data.groups), self.shape, self.config.score.lowest_octave, where)
         identity = {
             "settings": fingerprint(self.stages.settings),
             "tokens_per_batch": self.config.score.tokens_per_batch,
@@ -312,31 +320,29 @@ class Run:
             self._translate(attached, self.name)
 
     def _translate(self, model: nn.Module, system: str) -> None:
-        data, evaluate = self.config.data, self.config.evaluate
-        for domain in data.domains:
-            pairs = self.test(domain)
+        evaluate = self.config.evaluate
+        for name, pairs in self.tests().items():
             mine = translate(
                 model,
                 self.tokenizer,
-                prompts.resolve(data),
-                (data.source, data.target),
+                prompts.resolve(self.config.data),
                 pairs,
                 evaluate.batch_size,
                 evaluate.max_new_tokens,
                 distributed.rank(),
                 distributed.world(),
-                lambda done, batches: signals.boundary(f"decoding {domain}"),  # noqa: B023  (called before the next domain)
+                lambda done, batches: signals.boundary(f"decoding {name}"),  # noqa: B023  (called before the next domain)
             )
             lines = gather(mine)
             if distributed.rank() == 0:
-                write_lines(self.out / "translations" / system / f"{domain}.{data.target}", lines)
-            distributed.print0(f"{system}: {domain}: {len(pairs)} sentences translated")
+                write_lines(results.translations(self.out, system, name, pairs[0].languages[1]), lines)
+            distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
 
     def evaluate(self) -> dict[str, Any]:
-        data = self.config.data
-        pairs = {domain: self.test(domain) for domain in data.domains}
-        results.write_sides(self.out, data, pairs)
-        found = results.scores(self.out, data, self.systems, pairs) | results.training(self.out)
+        tests = self.tests()
+        results.write_sides(self.out, tests)
+        found = results.scores(self.out, self.directions, self.systems, tests, self.config.evaluate.smooth)
+        found |= results.training(self.out)
         found |= {"method": self.name, "model": self.config.model.path}
         found |= {"train_sentences": self.config.train_sentences} if self.config.method.trains else {}
         found |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}

@@ -72,18 +72,49 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def score_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int, list[dict[str, Any]]]]:
-    """Rows of a table of scores: (`domain` | `mean` | `all`, name, sentences, each system's scores or {})."""
+    """Rows of a table of scores: (kind, name, sentences, each system's scores or {}).
+
+    Kinds: `domain`, `beside` (BLEU of the row above with tokenizer 13a, where it has another), `mean`, `all`. Of
+    several directions the domains stand by direction, each with its mean.
+    """
     systems = list(results["systems"].values())
-    for part in ("seen", "unseen"):
-        for domain in results[part]:
-            scores = [system["domains"].get(domain, {}) for system in systems]
+    for part, names in score_parts(results).items():
+        for name in names:
+            scores = [system["domains"].get(name, {}) for system in systems]
             n = next((score["n"] for score in scores if score), 0)
-            yield "domain", prompts.DOMAINS.get(domain, domain), n, scores
-        means = [system["averages"].get(part, {}) for system in systems]
-        if any(means):
-            yield "mean", f"{part}, mean", 0, means
-    if results["seen"] and results["unseen"]:
-        yield "all", "all, mean", 0, [system["averages"].get("all", {}) for system in systems]
+            yield from _beside("domain", domain_name(name), n, scores)
+        if "pairs" not in results or len(names) > 1:
+            kept = "pairs" if "pairs" in results else "averages"
+            yield from _beside("mean", f"{part}, mean", 0, [system[kept].get(part, {}) for system in systems])
+    rest = ("seen", "unseen") if results["unseen"] and "pairs" in results else ()
+    for part in (*rest, *["all"] * bool(results["seen"] and (results["unseen"] or "pairs" in results))):
+        yield from _beside("all", f"{part}, mean", 0, [system["averages"].get(part, {}) for system in systems])
+
+
+def score_parts(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Domains as a table of scores has them: by direction where there are several, else seen and unseen."""
+    return results.get("pairs") or {part: results[part] for part in ("seen", "unseen")}
+
+
+def _beside(
+    kind: str, name: str, n: int, scores: list[dict[str, Any]]
+) -> Iterator[tuple[str, str, int, list[dict[str, Any]]]]:
+    """A row if any system has scores for it, and one below it where BLEU has a tokenizer of the language's own."""
+    if kind == "domain" or any(scores):
+        yield kind, name, n, scores
+    if any("bleu_13a" in score for score in scores):
+        yield (
+            "beside",
+            f"{name}, tok 13a",
+            0,
+            [score | {"bleu": score["bleu_13a"]} if score else {} for score in scores],
+        )
+
+
+def domain_name(name: str) -> str:
+    """A domain's name in the run as it is written: `de-en/tatoeba` → `de-en everyday`."""
+    pair, _, domain = name.rpartition("/")
+    return f"{pair} {prompts.DOMAINS.get(domain, domain)}".strip()
 
 
 def duration(seconds: float) -> str:
@@ -191,19 +222,19 @@ def translations(run: Artefacts) -> list[str]:
 
     Source and reference stand above them where the run keeps these beside its translations.
     """
-    source, _, target = run.config.get("data", {}).get("pair", "").partition("-")
-    folders = {"source": source, "reference": target, **dict.fromkeys(run.results["systems"], target)}
-    parts = []
-    for domain in (*run.results["seen"], *run.results["unseen"]):
+    pair, parts = run.config.get("data", {}).get("pair", ""), []
+    for domain in dict.fromkeys(name for names in score_parts(run.results).values() for name in names):
+        source, _, target = (domain.rpartition("/")[0] or pair).partition("-")
+        folders = {"source": source, "reference": target, **dict.fromkeys(run.results["systems"], target)}
         paths = {name: run.folder / "translations" / name / f"{domain}.{code}" for name, code in folders.items()}
         lines = {name: read_lines(path) for name, path in paths.items() if path.is_file()}
         systems = [lines[name] for name in run.results["systems"] if name in lines]
         if not systems:
             continue
         differ = [i for i, each in enumerate(zip(*systems, strict=False)) if len(each) == 1 or len(set(each)) > 1]
-        title = f"{prompts.DOMAINS.get(domain, domain)}: {len(differ):,} of {len(systems[0]):,} sentences differ"
+        title = f"{domain_name(domain)}: {len(differ):,} of {len(systems[0]):,} sentences differ"
         inside = page.table("", (row for i in differ[:SAMPLES] for row in _sentence(i, lines)), "text")
-        parts.append(page.details(title if len(systems) > 1 else prompts.DOMAINS.get(domain, domain), inside))
+        parts.append(page.details(title if len(systems) > 1 else domain_name(domain), inside))
     return parts
 
 
@@ -218,7 +249,10 @@ def signatures(run: Artefacts) -> str:
     found: dict[str, None] = {}
     for system in run.results["systems"].values():
         for scores in system["domains"].values():
-            found |= {f"{label} {scores['signatures'][key]}": None for key, label in METRICS}
+            signed = scores["signatures"]
+            found |= {
+                f"{label} {signed[key]}": None for key, label in (*METRICS, ("bleu_13a", "BLEU")) if key in signed
+            }
     return "".join(f"<p><code>{escape(text)}</code></p>" for text in found)
 
 

@@ -113,7 +113,7 @@ def _show(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: i
     for domain in (*data.domains, tiny_grammar.GENERAL):
         pairs = corpus.load_domain(data, domain, "test")
         prompt = prompts.resolve(data)
-        lines = translation.translate(model, tokenizer, prompt, ("de", "en"), pairs, batch_size=50, max_new_tokens=64)
+        lines = translation.translate(model, tokenizer, prompt, pairs, batch_size=50, max_new_tokens=64)
         scores = evaluation.score_domain(lines, [pair.target for pair in pairs], "en")
         print(f"  {domain:10} BLEU {scores['bleu']:5.1f}")
         for pair, line in list(zip(pairs, lines, strict=True))[:samples]:

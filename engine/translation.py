@@ -1,6 +1,6 @@
 """Batched greedy decoding: sentence pairs → one line of translation each, dealt out over the ranks.
 
-    part = translate(model, tokenizer, prompt, ("de", "en"), pairs, batch_size=32, max_new_tokens=256, rank=r, world=w)
+    part = translate(model, tokenizer, prompt, pairs, batch_size=32, max_new_tokens=256, rank=r, world=w)
     hypotheses = gather(part)              # on every rank, in the order of the pairs
     write_lines(out / "translations/caneft/it.en", hypotheses)
 
@@ -37,37 +37,41 @@ def translate(
     model: nn.Module,
     tokenizer: Any,
     prompt: Prompt,
-    languages: tuple[str, str],
     pairs: Sequence[Pair],
     batch_size: int,
     max_new_tokens: int,
     rank: int = 0,
     world: int = 1,
     after_batch: Callable[[int, int], None] | None = None,
+    before_batch: Callable[[list[int]], None] | None = None,
 ) -> list[str | None]:
     """This rank's translations of `pairs`, in their order; None where another rank decodes (none if `world` is 1).
 
     Greedy, left-padded. Sentences are sorted by prompt length, longest first, and rank r takes every world-th, so
-    ranks end together. `after_batch(done, batches)` is called equally often on every rank, so that it may agree on a
-    stop; it may raise. Each translation is one line: prefix stripped, line breaks turned into spaces.
+    ranks end together; a batch may mix directions. `before_batch(indices)` is called with the places in `pairs` of a
+    batch's rows, in the rows' order, before they are decoded. `after_batch(done, batches)` is called equally often on
+    every rank, so that it may agree on a stop; it may raise. Each translation is one line: prefix stripped, line
+    breaks turned into spaces.
     """
     assert 0 <= rank < world
-    prompted = [prompts.encode(tokenizer, prompt, languages, pair, with_target=False)[0] for pair in pairs]
+    prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False)[0] for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (-len(prompted[i]), i))
     mine = order[rank::world]
     batches = -(-len(order[::world]) // batch_size)
     result: list[str | None] = [None] * len(pairs)
     if not pairs:
         return result
-    ends = end_tokens(model, tokenizer, prompt, languages, pairs[0])
+    ends = end_tokens(model, tokenizer, prompt, pairs[0])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     with _greedy(model, ends, pad, max_new_tokens):
         for number in range(batches):
             chosen = mine[number * batch_size : (number + 1) * batch_size]
             if chosen:
+                if before_batch is not None:
+                    before_batch(chosen)
                 for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad), strict=True):
                     text = tokenizer.decode(_until(ends, tokens), **DETOKENISE)
-                    result[i] = one_line(text, languages[1])
+                    result[i] = one_line(text, pairs[i].languages[1])
             if after_batch is not None:
                 after_batch(number + 1, batches)
     return result
@@ -94,14 +98,14 @@ def one_line(text: str, language: str) -> str:
     return LINE_BREAKS.sub(" ", prompts.strip_prefix(text, language)).strip()
 
 
-def end_tokens(model: nn.Module, tokenizer: Any, prompt: Prompt, languages: tuple[str, str], pair: Pair) -> list[int]:
+def end_tokens(model: nn.Module, tokenizer: Any, prompt: Prompt, pair: Pair) -> list[int]:
     """Ids that end a translation: the generation config's, the tokenizer's, and the one that ends a training sentence.
 
     The last is the chat template's end of turn, which some checkpoints' generation config does not list.
     """
     listed = getattr(model.generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list) else [listed]
-    last = prompts.encode(tokenizer, prompt, languages, pair)[0][-1]
+    last = prompts.encode(tokenizer, prompt, pair)[0][-1]
     return sorted({int(end) for end in (*listed, tokenizer.eos_token_id, last) if end is not None})
 
 

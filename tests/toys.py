@@ -7,13 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from slicetune.engine.neurons import NeuronSet
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -91,3 +96,41 @@ def config(out: str, **overrides: Any) -> RunConfig:
         else:
             setattr(base, name, value)
     return base
+
+
+def bytes_tokenizer(chat: bool) -> PreTrainedTokenizerFast:
+    """One token a byte, with or without a chat template."""
+    special = ["<pad>", "<s>", "</s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=special[3:],
+    )
+    fast.chat_template = CHAT if chat else None
+    return fast
+
+
+def model_of_bytes(kind: str) -> torch.nn.Module:
+    """A random `llama` or `bloom` with the vocabulary of `bytes_tokenizer`."""
+    torch.manual_seed(1)
+    if kind == "bloom":
+        config = BloomConfig(vocab_size=263, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+        return BloomForCausalLM(config).eval()
+    config = LlamaConfig(
+        vocab_size=263,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.config.use_cache = False  # as load_model leaves it
+    return model

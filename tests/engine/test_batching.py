@@ -217,10 +217,10 @@ def test_long_sentences_are_dropped_whole_and_counted():
 
     data = DataConfig(prompt="{tgt}:", seen=("law", "it"))
     pairs = [
-        Pair("eins zwei", "one two", "it", 3),
-        Pair("a " * 20, "one", "it", 4),
-        Pair("eins", "b " * 20, "law", 9),
-        Pair("eins", "one", "law", 11),
+        Pair("eins zwei", "one two", "it", 3, ("de", "en")),
+        Pair("a " * 20, "one", "it", 4, ("de", "en")),
+        Pair("eins", "b " * 20, "law", 9, ("de", "en")),
+        Pair("eins", "one", "law", 11, ("de", "en")),
     ]
     # prompt: "English:" "German:" words "English:"; then the words and the end token
     kept, dropped = examples(Words(), data, pairs, data.seen, "train", 8)

@@ -367,7 +367,7 @@ def test_hub(monkeypatch, tmp_path, names, wanted):
     rows = [{"translation": {"de": de, "en": en}} for de, en in WANTED]
     asked = hub(monkeypatch, names, rows)
     assert corpus.load_domain(config("someone/set"), "it", "dev") == [
-        Pair(de, en, "it", number) for number, (de, en) in enumerate(WANTED, 1)
+        Pair(de, en, "it", number, ("de", "en")) for number, (de, en) in enumerate(WANTED, 1)
     ]
     assert asked == [("someone/set", wanted, "validation")]
 

@@ -76,9 +76,8 @@ def test_averages_are_unweighted_over_domains():
 
 def test_a_system_is_its_domains_and_their_averages():
     lines = {"it": (["a b c d"], ["a b c d"]), "koran": (["a b c d"], ["e f g h"])}
-    system = score_system(
-        {d: l[0] for d, l in lines.items()}, {d: l[1] for d, l in lines.items()}, "en", ["it"], ["koran"]
-    )
+    hypotheses, references = ({d: both[side] for d, both in lines.items()} for side in (0, 1))
+    system = score_system(hypotheses, references, dict.fromkeys(lines, "en"), ["it"], ["koran"])
     assert system["domains"]["it"]["bleu"] == pytest.approx(100)
     assert system["domains"]["it"]["signatures"]["bleu"].startswith("nrefs:1|")
     assert system["averages"]["all"]["bleu"] == pytest.approx(50 + system["domains"]["koran"]["bleu"] / 2)

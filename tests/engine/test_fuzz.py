@@ -179,15 +179,15 @@ def test_prompts(tokenizer, text, sentence):
     prompt = attempt(lambda: prompts.resolve(DataConfig(prompt=text)))
     if prompt is REFUSED:
         return
-    pair = corpus.Pair(sentence, sentence, "it", 1)
-    ids, start = prompts.encode(tokenizer, prompt, ("de", "en"), pair)
-    asked, end = prompts.encode(tokenizer, prompt, ("de", "en"), pair, with_target=False)
+    pair = corpus.Pair(sentence, sentence, "it", 1, ("de", "en"))
+    ids, start = prompts.encode(tokenizer, prompt, pair)
+    asked, end = prompts.encode(tokenizer, prompt, pair, with_target=False)
     assert 0 < start < len(ids)
     assert ids[:start] == asked
     assert end == len(asked)
-    plain = corpus.Pair("a", "b", "it", 1)
+    plain = corpus.Pair("a", "b", "it", 1, ("de", "en"))
     special = prompts._special_ids(tokenizer) - {tokenizer.unk_token_id}
-    count = [sum(i in special for i in prompts.encode(tokenizer, prompt, ("de", "en"), p)[0]) for p in (pair, plain)]
+    count = [sum(i in special for i in prompts.encode(tokenizer, prompt, p)[0]) for p in (pair, plain)]
     assert count[0] == count[1], "a sentence forged a special token"
 
 

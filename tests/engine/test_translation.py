@@ -7,67 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toys import bytes_tokenizer, model_of_bytes
 
 from slicetune.engine import prompts, translation
 from slicetune.engine.corpus import Pair
 from slicetune.engine.translation import end_tokens, gather, one_line, read_lines, translate, write_lines
 
-CHAT = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 PROMPT = prompts.Prompt(system="{src} to {tgt}. {domain}.")
 PAIRS = [
-    Pair("Die Anlage ist defekt.", "The unit is broken.", "it", 1),
-    Pair("Ja.", "Yes.", "it", 2),
-    Pair("Der Ausschlag verschwindet nach zwei Tagen von selbst.", "The rash fades.", "medical", 3),
-    Pair("Nein, danke.", "No, thanks.", "it", 4),
-    Pair("Absatz eins.", "Paragraph one.", "law", 5),
+    Pair("Die Anlage ist defekt.", "The unit is broken.", "it", 1, ("de", "en")),
+    Pair("Ja.", "Yes.", "it", 2, ("de", "en")),
+    Pair("Der Ausschlag verschwindet nach zwei Tagen von selbst.", "The rash fades.", "medical", 3, ("de", "en")),
+    Pair("Nein, danke.", "No, thanks.", "it", 4, ("de", "en")),
+    Pair("Absatz eins.", "Paragraph one.", "law", 5, ("de", "en")),
 ]
-
-
-def bytes_tokenizer(chat: bool) -> PreTrainedTokenizerFast:
-    special = ["<pad>", "<s>", "</s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=special[3:],
-    )
-    fast.chat_template = CHAT if chat else None
-    return fast
-
-
-def model_of(kind: str) -> torch.nn.Module:
-    torch.manual_seed(1)
-    if kind == "bloom":
-        config = BloomConfig(vocab_size=263, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
-        return BloomForCausalLM(config).eval()
-    config = LlamaConfig(
-        vocab_size=263,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.config.use_cache = False  # as load_model leaves it
-    return model
 
 
 @torch.no_grad()
 def one_by_one(model, tokenizer, pair: Pair, count: int, ends: list[int]) -> list[int]:
     """Greedy search as its definition has it: whole forwards, no cache, no padding."""
-    tokens, start = prompts.encode(tokenizer, PROMPT, ("de", "en"), pair, with_target=False)
+    tokens, start = prompts.encode(tokenizer, PROMPT, pair, with_target=False)
     tokens = list(tokens)
     for _ in range(count):
         token = int(model(torch.tensor([tokens])).logits[0, -1].argmax())
@@ -80,58 +39,57 @@ def one_by_one(model, tokenizer, pair: Pair, count: int, ends: list[int]) -> lis
 @pytest.mark.parametrize(("kind", "chat"), [("llama", True), ("llama", False), ("bloom", False)])
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_batches_give_what_single_sentences_give(kind, chat, batch_size):
-    model, tokenizer = model_of(kind), bytes_tokenizer(chat)
-    ends = end_tokens(model, tokenizer, PROMPT, ("de", "en"), PAIRS[0])
+    model, tokenizer = model_of_bytes(kind), bytes_tokenizer(chat)
+    ends = end_tokens(model, tokenizer, PROMPT, PAIRS[0])
     expected = []
     for pair in PAIRS:
         tokens = one_by_one(model, tokenizer, pair, 12, ends)
         expected.append(one_line(tokenizer.decode(tokens, skip_special_tokens=True), "en"))
-    made = translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, batch_size, 12)
+    made = translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)
     assert made == expected
     assert len(set(made)) > 1
 
 
 def test_ranks_share_the_sentences_and_their_parts_make_the_whole():
-    model, tokenizer = model_of("llama"), bytes_tokenizer(True)
-    whole = translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, 2, 6)
+    model, tokenizer = model_of_bytes("llama"), bytes_tokenizer(True)
+    whole = translate(model, tokenizer, PROMPT, PAIRS, 2, 6)
     calls = []
     parts = [
-        translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, 2, 6, rank, 3, lambda *at: calls.append(at))
-        for rank in range(3)
+        translate(model, tokenizer, PROMPT, PAIRS, 2, 6, rank, 3, lambda *at: calls.append(at)) for rank in range(3)
     ]
     assert [sum(line is not None for line in part) for part in parts] == [2, 2, 1]
     for lines in zip(*parts, whole, strict=True):
         assert [line for line in lines[:3] if line is not None] == [lines[3]]
     assert calls == [(1, 1)] * 3
-    idle = translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS[:1], 1, 6, 1, 2, lambda *at: calls.append(at))
+    idle = translate(model, tokenizer, PROMPT, PAIRS[:1], 1, 6, 1, 2, lambda *at: calls.append(at))
     assert idle == [None]
     assert calls[-1] == (1, 1)  # a rank without a sentence takes part in what the others agree on
-    assert translate(model, tokenizer, PROMPT, ("de", "en"), [], 2, 6) == []
+    assert translate(model, tokenizer, PROMPT, [], 2, 6) == []
 
 
 def test_decoding_stops_at_the_end_of_turn_and_leaves_it_out():
-    model, tokenizer = model_of("llama"), bytes_tokenizer(True)
-    assert end_tokens(model, tokenizer, PROMPT, ("de", "en"), PAIRS[0]) == [
+    model, tokenizer = model_of_bytes("llama"), bytes_tokenizer(True)
+    assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == [
         2,
         3,
     ]  # </s> of the config, <|end|> of the chat template
     free = [one_by_one(model, tokenizer, pair, 10, []) for pair in PAIRS]
     stop = free[2][4]
     model.generation_config.eos_token_id = [stop, 2]
-    assert end_tokens(model, tokenizer, PROMPT, ("de", "en"), PAIRS[0]) == sorted({2, 3, stop})
-    made = translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, 5, 10)
+    assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == sorted({2, 3, stop})
+    made = translate(model, tokenizer, PROMPT, PAIRS, 5, 10)
     cut = free[2][: free[2].index(stop)]
     assert made[2] == one_line(tokenizer.decode(cut, skip_special_tokens=True), "en")
     assert any(len(tokens) > len(cut) for tokens in free)
 
 
 def test_the_models_own_sampling_settings_are_not_used_and_come_back():
-    model, tokenizer = model_of("llama"), bytes_tokenizer(True)
-    plain = translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, 3, 12)
+    model, tokenizer = model_of_bytes("llama"), bytes_tokenizer(True)
+    plain = translate(model, tokenizer, PROMPT, PAIRS, 3, 12)
     theirs = model.generation_config
     theirs.update(do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3, max_length=1)
     model.train()
-    assert translate(model, tokenizer, PROMPT, ("de", "en"), PAIRS, 3, 12) == plain
+    assert translate(model, tokenizer, PROMPT, PAIRS, 3, 12) == plain
     assert model.generation_config is theirs
     assert model.training
 
