@@ -85,7 +85,7 @@ class _GatedFFN(torch.autograd.Function):
     def forward(ctx, x, ffn, anchor, *slices):
         gate, up, down = ffn.linears()
         shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
-        x2, *w = _operands(x2, gate, up, down)
+        x2, *w = operands(x2, gate, up, down)
         g, u = F.linear(x2, w[0], w[1]), F.linear(x2, w[2], w[3])
         y = F.linear(gated_forward(g, u, ffn.activation), w[4], w[5])
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
@@ -100,7 +100,7 @@ class _GatedFFN(torch.autograd.Function):
         ffn, tap = ctx.ffn, ctx.tap
         gate, up, down = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        wg, wu, wd = _weights(dy.dtype, gate, up, down)
+        wg, wu, wd = weights(dy.dtype, gate, up, down)
         if g is None:
             g, u = F.linear(x, wg, _bias(gate, dy.dtype)), F.linear(x, wu, _bias(up, dy.dtype))
         segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
@@ -134,7 +134,7 @@ class _PlainFFN(torch.autograd.Function):
     def forward(ctx, x, ffn, anchor, *slices):
         first, second = ffn.linears()
         shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
-        x2, *w = _operands(x2, first, second)
+        x2, *w = operands(x2, first, second)
         a = F.linear(x2, w[0], w[1])
         y = F.linear(plain_forward(a, ffn.activation), w[2], w[3])
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
@@ -148,7 +148,7 @@ class _PlainFFN(torch.autograd.Function):
         ffn, tap = ctx.ffn, ctx.tap
         first, second = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        w1, w2 = _weights(dy.dtype, first, second)
+        w1, w2 = weights(dy.dtype, first, second)
         if a is None:
             a = F.linear(x, w1, _bias(first, dy.dtype))
         segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
@@ -264,20 +264,22 @@ def _trains(*linears: nn.Linear | SliceLinear) -> bool:
     return any(isinstance(linear, SliceLinear) for linear in linears)
 
 
-def _operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]:
+def operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]:
     """x and each layer's weight and bias, slices written in, in autocast's dtype where that is on."""
-    for linear in linears:
-        if isinstance(linear, SliceLinear):
-            linear.refresh()
+    _refresh(linears)
     return cast_for_autocast(x, *(t for linear in linears for t in (linear.weight, linear.bias)))
 
 
-def _weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:
+def weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:
     """The weights for the backward: gathered anew under ZeRO-3, so the slices are written in again."""
-    for linear in linears:
-        if isinstance(linear, SliceLinear):
-            linear.refresh()
+    _refresh(linears)
     return [linear.weight.to(dtype) for linear in linears]
+
+
+def _refresh(linears: tuple[nn.Module, ...]) -> None:
+    for linear in linears:
+        if not isinstance(linear, nn.Linear):
+            linear.refresh()
 
 
 def _bias(linear: nn.Linear | SliceLinear, dtype: torch.dtype) -> Tensor | None:

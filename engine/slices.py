@@ -53,12 +53,12 @@ class SliceLinear(nn.Module):
         self.row_index = self.column_index = None
         self.rows = self.columns = self.bias_rows = None
         if rows is not None:
-            self._own("row_index", _checked(rows, self.out_features, "row"))
+            self._own("row_index", checked_index(rows, self.out_features, "row"))
             self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
             if self.bias is not None:
                 self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
         if columns is not None:
-            self._own("column_index", _checked(columns, self.in_features, "column"))
+            self._own("column_index", checked_index(columns, self.in_features, "column"))
             self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
         self._link()
 
@@ -211,7 +211,8 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _checked(index: Tensor, size: int, what: str) -> Tensor:
+def checked_index(index: Tensor, size: int, what: str) -> Tensor:
+    """`index` as int64. Raises UserError if it is empty, outside `size`, or names a row or column twice."""
     index = index.to(torch.int64)
     if index.ndim != 1 or len(index) == 0:
         raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")

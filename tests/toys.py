@@ -13,6 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from slicetune.engine.neurons import NeuronSet
+from slicetune.engine.routes import GENERAL, NOBODY, Routes
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
 CHAT = (
@@ -43,7 +44,30 @@ def bloom(seed: int = 0, dtype: torch.dtype = torch.float32) -> BloomForCausalLM
     config = BloomConfig(
         hidden_size=HIDDEN, n_head=4, n_layer=LAYERS, vocab_size=VOCAB, initializer_range=0.1, use_cache=False
     )
-    return BloomForCausalLM(config).to(dtype).eval()
+    made = BloomForCausalLM(config).to(dtype)
+    for name, p in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=0.1)  # zero in a fresh model: a lost bias would not be seen
+    return made.eval()
+
+
+def routes(units: int = INTERMEDIATE, **changes: Any) -> Routes:
+    """Both layers routed for three pairs of en, de, fr; odd numbers of units, some nobody's; de-en leaves layer 1."""
+    draw = random.Random(1)
+    owner = [[draw.choice((GENERAL, GENERAL, 0, 1, 2, NOBODY)) for _ in range(units)] for _ in range(LAYERS)]
+    fields = {
+        "pairs": ("de-en", "en-de", "en-fr"),
+        "languages": ("de", "en", "fr"),
+        "layers": (0, 1),
+        "takes": torch.tensor([[True, False], [True, True], [True, True]]),
+        "owner": torch.tensor(owner, dtype=torch.int16),
+        "share": torch.tensor([[0.8, 0.7], [0.9, 0.6], [0.55, 0.75]]),
+        "car": "general_share",
+        "site": "input",
+        "total_layers": LAYERS,
+        "intermediate": units,
+    }
+    return Routes(**fields | changes)
 
 
 def neurons(**slices: Any) -> NeuronSet:
