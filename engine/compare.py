@@ -82,7 +82,7 @@ def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
     for path, label in zip(own.recipes, names, strict=True):
         recipe = load_recipe(path)
         entries.append(Entry(label, recipe, parse(recipe, rest)))
-    tests = {fingerprint([e.config.data.pair, e.config.data.domains, e.config.data.test_sentences]) for e in entries}
+    tests = {fingerprint([(d := e.config.data).pair, d.pairs, d.domains, d.test_sentences]) for e in entries}
     if len(tests) > 1:
         raise UserError("the recipes decode different domains: set --data.pair, --data.seen and --data.unseen for all")
     return entries

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation import tokenizer_name
+from .results import translations
 from .translation import read_lines
 
 LEVEL = 0.05
@@ -40,9 +41,9 @@ class Row:
         return [run["systems"][run["method"]] for run in self.runs]
 
     def values(self, metric: str, column: str) -> list[float]:
-        """One number a seed: of a domain, or of the mean over `seen`, `unseen` or `all` domains."""
-        where = "averages" if column in PARTS else "domains"
-        found = (system[where].get(column, {}).get(metric) for system in self.systems)
+        """One number a seed: of a domain, or of the mean over a direction's or `seen`, `unseen` or `all` domains."""
+        kinds = ("averages",) if column in PARTS else ("domains", "pairs")
+        found = (system.get(kind, {}).get(column, {}).get(metric) for system in self.systems for kind in kinds)
         return [value for value in found if value is not None]
 
 
@@ -77,8 +78,11 @@ def ranks(values: Sequence[float]) -> list[int]:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Seen domains, their mean, unseen domains, their mean, the mean of all."""
-    seen, unseen = rows[0].runs[0]["seen"], rows[0].runs[0]["unseen"]
+    """Seen domains, their mean, unseen domains, their mean, the mean of all; of several directions each one's mean."""
+    first = rows[0].runs[0]
+    seen, unseen = first["seen"], first["unseen"]
+    if "pairs" in first:
+        return [*first["pairs"], *(["seen", "unseen"] if unseen else []), "all"]
     return [*seen, "seen", *unseen, *(["unseen", "all"] if unseen else [])]
 
 
@@ -139,11 +143,13 @@ def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, 
     bases = [row for row in rows if row.runs[0]["method"] == "base"]
     if not bases or not others:
         return {}
-    metrics = {"bleu": BLEU(tokenize=tokenizer_name(target)), "chrf": CHRF()}
-    found: dict[str, dict[str, dict[str, float]]] = {name: {row.label: {} for row in others} for name in metrics}
-    for domain in (c for c in columns(rows) if c not in PARTS):
-        named = [(row.label, _lines(row, domain, target)) for row in (*bases, *others)]
-        references = read_lines(bases[0].folders[0] / "translations" / "reference" / f"{domain}.{target}")
+    found: dict[str, dict[str, dict[str, float]]] = {n: {row.label: {} for row in others} for n in ("bleu", "chrf")}
+    for domain in (*bases[0].runs[0]["seen"], *bases[0].runs[0]["unseen"]):
+        pair, _, _ = domain.rpartition("/")
+        language = pair.partition("-")[2] or target
+        named = [(row.label, _lines(row, domain, language)) for row in (*bases, *others)]
+        references = read_lines(translations(bases[0].folders[0], "reference", domain, language))
+        metrics = {"bleu": BLEU(tokenize=tokenizer_name(language)), "chrf": CHRF()}
         _, results = PairedTest(named, metrics, [references], test_type="bs", n_samples=RESAMPLES)()
         del results["System"]  # what is left are the metrics, in their order, by sacreBLEU's names
         for name, (_, *tested) in zip(metrics, results.values(), strict=True):
@@ -153,8 +159,8 @@ def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, 
     return found
 
 
-def _lines(row: Row, domain: str, target: str) -> list[str]:
-    return read_lines(row.folders[0] / "translations" / row.runs[0]["method"] / f"{domain}.{target}")
+def _lines(row: Row, domain: str, language: str) -> list[str]:
+    return read_lines(translations(row.folders[0], row.runs[0]["method"], domain, language))
 
 
 def as_json(rows: Sequence[Row], significance: Mapping[str, Any]) -> str:

@@ -64,6 +64,14 @@ def test_tables():
     assert read["rows"]["base"]["mean_deviation"]["bleu"]["seen"] == [10.0, None]
 
 
+def test_several_directions_are_columns():
+    found = results("base", 10, 5) | {"pairs": {"de-en": ["de-en/it"], "en-de": ["en-de/it"]}, "unseen": []}
+    found["systems"]["base"]["pairs"] = {"de-en": {"bleu": 7.0}, "en-de": {"bleu": 8.0}}
+    rows = [Row("base", "Base", [found], [Path()])]
+    assert columns(rows) == ["de-en", "en-de", "all"]
+    assert [cell.text for cell in comparison.tables(rows, {})[0].rows[0][1]] == ["7.00", "8.00", "7.50"]
+
+
 def test_p_values_are_those_of_a_bootstrap_written_out(tmp_path):
     words = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "far", "away", "today"]
     draw = np.random.default_rng(0)
