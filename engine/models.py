@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import folders
+from . import baichuan, folders
 from .config import ModelConfig
 from .errors import UserError
 
@@ -31,12 +31,14 @@ def resolve(path: str) -> str:
 
 
 def snapshot(path: str) -> Path:
-    """The local folder that holds the model's files, downloaded first if `path` is a hub id.
+    """The local folder that holds the model's files, downloaded first if `path` is a hub id; Baichuan2's as a Llama.
 
     Raises UserError if the hub refuses, or for what folders.check finds.
     """
     path = resolve(path)
     folder = Path(path) if Path(path).is_dir() else _download(path)
+    if (folder / "config.json").is_file() and baichuan.is_baichuan(read_config(folder)):
+        folder = baichuan.converted(folder)
     folders.check(folder)
     return folder
 

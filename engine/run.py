@@ -16,7 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import adapter, bottleneck, checkpoint, corpus, delta, distributed, models, prompts, results, signals, status
+from . import (
+    adapter,
+    baichuan,
+    bottleneck,
+    checkpoint,
+    corpus,
+    delta,
+    distributed,
+    models,
+    prompts,
+    results,
+    signals,
+    status,
+)
 from .batching import Example, examples
 from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
@@ -133,6 +146,11 @@ class Run:
         """What is decoded: the base model unless that was turned off, and what was trained."""
         base = ["base"] if self.config.evaluate.base or not self.config.method.trains else []
         return base + [self.name] * self.config.method.trains
+
+    @property
+    def base_name(self) -> str:
+        """What an adapter names as its base: --model.path, or the Llama that a Baichuan2 was converted to."""
+        return str(self.base) if self.base.name.startswith(baichuan.PREFIX) else self.config.model.path
 
     @property
     def trained(self) -> Path:
@@ -286,8 +304,8 @@ class Run:
     def export(self) -> None:
         if not self.config.method.merges:
             tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
-            base, known = self.config.model.path, models.fingerprint(self.base)
-            print(bottleneck.save(self.trained, self.config.method, base, known, tensors), flush=True)
+            known = models.fingerprint(self.base)
+            print(bottleneck.save(self.trained, self.config.method, self.base_name, known, tensors), flush=True)
             return
         expansion = self.config.method.expansion(self.shape.layers)
         dtype = self.config.evaluate.dtype
@@ -304,10 +322,10 @@ class Run:
         method = self.config.method
         if isinstance(method, Lora):
             tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
-            adapter.write_lora(method, tensors, self.config.model.path, self.out / "adapter")
+            adapter.write_lora(method, tensors, self.base_name, self.out / "adapter")
         else:
             ranks = self.config.export.adapter == "ranks"
-            adapter.write(self.out / "delta", self.config.model.path, self.out / "adapter", ranks)
+            adapter.write(self.out / "delta", self.base_name, self.out / "adapter", ranks)
 
     def translate_base(self) -> None:
         self._translate(self.model(self.base), "base")

@@ -170,11 +170,15 @@ def resolve(path: str, name: str = "") -> ModelShape:
 
 
 def from_config(config: Any, name: str = "") -> ModelShape:
-    """The shape of a Hugging Face config or a parsed config.json (llama, mistral, qwen2, gemma2, bloom).
+    """The shape of a Hugging Face config or a parsed config.json (llama, mistral, qwen2, gemma2, bloom, Baichuan2-7B).
 
     Raises UserError where the architecture is another one.
     """
     raw = isinstance(config, dict)
+    if raw and config.get("model_type") == "baichuan":
+        from .baichuan import llama_config
+
+        config = llama_config(config, name or "config.json")
     kind = config.get("model_type") if raw else getattr(config, "model_type", None)
     if kind not in ("llama", "mistral", "qwen2", "gemma2", "bloom"):
         what = name or "config.json"

@@ -2,24 +2,19 @@
 
     python -m slicetune.engine.tiny        # makes both sizes, prints sample translations and BLEU
 
-Folders carry a hash of what made them, so a changed generator or trainer makes new ones. Of several processes the first
-builds, under a lock, and says so; the others wait for it. The model takes 150 s of CPU time on two threads.
+Folders carry a hash of what made them, so a changed generator or trainer makes new ones. The model takes 150 s of CPU
+time on two threads.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import tiny_corpus, tiny_grammar, tiny_lexicon, tiny_pretrain
+from .cache import cached
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -28,17 +23,12 @@ if TYPE_CHECKING:
 GENERATOR = (tiny_lexicon, tiny_grammar, tiny_corpus)
 
 
-def cache_dir() -> Path:
-    """`$SLICETUNE_CACHE`, else `~/.cache/slicetune`."""
-    return Path(os.environ.get("SLICETUNE_CACHE") or Path.home() / ".cache" / "slicetune").expanduser()
-
-
 def corpus_dir() -> Path:
     """Folder of the generated corpus (`<dir>/de-en/<domain>/<split>.jsonl.gz`); made on the first call, in seconds.
 
     Raises UserError when the cache folder cannot be written.
     """
-    return _cached(f"tiny-corpus-{_digest(*GENERATOR)}", tiny_corpus.write)
+    return cached(f"tiny-corpus-{_digest(*GENERATOR)}", tiny_corpus.write)
 
 
 def model_dir(size: str = "tiny") -> Path:
@@ -51,7 +41,7 @@ def model_dir(size: str = "tiny") -> Path:
         raise UserError(f"tiny model size {size!r}: choose {' or '.join(tiny_pretrain.SIZES)}")
     corpus = corpus_dir()
     digest = _digest(*GENERATOR, tiny_pretrain, text=tiny_pretrain.chat("it", "", ""))  # the prompt's wording too
-    return _cached(f"tiny-llama-{size}-{digest}", lambda folder: tiny_pretrain.build(corpus, folder, size))
+    return cached(f"tiny-llama-{size}-{digest}", lambda folder: tiny_pretrain.build(corpus, folder, size))
 
 
 def _digest(*modules: ModuleType, text: str = "") -> str:
@@ -60,36 +50,6 @@ def _digest(*modules: ModuleType, text: str = "") -> str:
     for module in modules:
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _cached(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, built in a temporary folder and renamed when it is whole.
-
-    The lock is the kernel's, on a file beside the folder: it ends with its process, so a killed build blocks nobody.
-    """
-    target = cache_dir() / name
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(target.with_name(f"{name}.lock"), "w")  # noqa: SIM115
-    except OSError as error:
-        why = f"cache folder {target.parent}: {error.strerror}; set SLICETUNE_CACHE to one that can be written"
-        raise UserError(why) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():  # another process has built it while this one waited
-            return target
-        for stale in target.parent.glob(f".{name}-*"):  # of a build that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        print(f"making {target}", file=sys.stderr, flush=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
-        try:
-            build(scratch / name)
-            os.rename(scratch / name, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ GEMMA2 = {
     "head_dim": 256,
     "vocab_size": 256_000,
 }
+BLOOM = {"model_type": "bloom", "hidden_size": 4096, "n_layer": 30, "n_head": 32, "vocab_size": 250_880}
 SMALL = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -82,6 +83,8 @@ def ffn_rows(model: torch.nn.Module) -> int:
         (shapes.LLAMA31_8B, LLAMA31, 8_030_261_248, 1_048_576),
         (shapes.QWEN25_7B, QWEN25, 7_615_616_512, 1_161_216),
         (shapes.GEMMA2_9B, GEMMA2, 9_241_705_984, 1_354_752),
+        (shapes.BLOOM_7B1, BLOOM, 7_069_016_064, 614_400),  # 30 × (16,384 + 4,096) rows
+        (shapes.BAICHUAN2_7B, LLAMA | {"vocab_size": 125_696}, 7_505_973_248, 835_584),
     ],
     ids=lambda value: getattr(value, "name", None) or "",
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slicetune.engine import tiny, tiny_corpus, tiny_grammar, tiny_pretrain
+from slicetune.engine.cache import cached
 from slicetune.engine.errors import UserError
 from slicetune.engine.tiny_grammar import ADVERBS, MODALS, NOUNS, VERBS, Voice, article, english_plural, english_verb
 from slicetune.engine.tiny_lexicon import DOMAINS
@@ -250,7 +251,7 @@ def build_slowly(cache, started):
         time.sleep(0.3)
         (folder / "whole").touch()
 
-    assert (tiny._cached("thing", build) / "whole").exists()
+    assert (cached("thing", build) / "whole").exists()
 
 
 def test_two_processes_build_once(tmp_path):
@@ -286,7 +287,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
         raise RuntimeError("out of disk")
 
     with pytest.raises(RuntimeError, match="out of disk"):
-        tiny._cached("thing", fail)
+        cached("thing", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
 
 
