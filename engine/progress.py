@@ -10,12 +10,23 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from . import checkpoint, distributed, signals
-from .statistics import Statistics
 
 FILE = "statistics.safetensors"
+
+
+class Partial(Protocol):
+    """What can be saved half done: Statistics, and LANDeRMT's Detection."""
+
+    @property
+    def bytes(self) -> int: ...
+    def save(self, path: Path) -> None: ...
+    def reload(self, path: Path) -> Self: ...
+
+
+P = TypeVar("P", bound=Partial)
 
 
 class Progress:
@@ -26,7 +37,7 @@ class Progress:
         self.root, self.seconds, self.last = out / "scoring" / f"rank-{rank}", 60 * minutes, time.monotonic()
         self.identity = identity | {"rank": rank, "world": world}
 
-    def resume(self, fresh: Statistics) -> tuple[Statistics, int]:
+    def resume(self, fresh: P) -> tuple[P, int]:
         """The statistics to go on with, and how many of this rank's batches they hold; `fresh` and 0 at the start."""
         folder, faults = checkpoint.newest(self.root)
         for fault in faults:
@@ -37,11 +48,10 @@ class Progress:
         if state["identity"] != self.identity:
             print(f"scoring: {folder} is of other settings or another number of ranks: from the start", flush=True)
             return fresh, 0
-        device = next(iter(fresh.histogram.values())).device
         print(f"scoring: rank {distributed.rank()} goes on after {state['step']} batches", flush=True)
-        return Statistics.load(folder / FILE, device), state["step"]
+        return fresh.reload(folder / FILE), state["step"]
 
-    def after_batch(self, statistics: Statistics, done: int) -> None:
+    def after_batch(self, statistics: Partial, done: int) -> None:
         """Called equally often on every rank: save if it is time to, or if a signal came (then raise Interrupted)."""
         due = time.monotonic() - self.last >= self.seconds
         stopping, due = distributed.sums(float(signals.requested()), float(due and distributed.rank() == 0))
@@ -51,7 +61,7 @@ class Progress:
             distributed.barrier()  # nobody leaves before all have saved
             raise signals.interrupted("scoring")
 
-    def save(self, statistics: Statistics, done: int) -> None:
+    def save(self, statistics: Partial, done: int) -> None:
         """Write this rank's share. Raises UserError if the disk has no room; what was saved before stays."""
         state = {"step": done, "identity": self.identity}
         folder = self.root / f"step-{done}"

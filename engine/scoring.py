@@ -7,7 +7,8 @@ each gets the score that it gets alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .batching import Batch, Example, batches_by_tokens, pack, pad
 from .config import ScoreConfig
 from .errors import UserError
-from .ffn import fuse
+from .ffn import Tap, fuse
 from .loss import sample_means, target_losses
 from .models import packs_long_rows
 from .statistics import Statistics
@@ -70,12 +71,26 @@ def score(
     of this rank are in `statistics` already; `after_batch(done)` is called equally often on every rank, so that it
     may agree on something; it may raise. Raises UserError when the loss is not finite.
     """
+    packed, device = packs_long_rows(model), next(model.parameters()).device
+    tap = ScoreTap(statistics, config)
+
+    def work(indices: list[int]) -> None:
+        batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
+        tap.begin(batch)
+        sum_of_losses(model, batch, config.loss).backward()
+
+    batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
+    with tapped(model, tap):
+        walk(batches, work, rank=rank, world=world, progress=progress, done=done, after_batch=after_batch)
+    statistics.all_reduce()
+
+
+@contextmanager
+def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
+    """The model frozen, every FFN fused and with `tap` in it, its blocks checkpointed where that is turned on."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.requires_grad_(False)
-    packed = packs_long_rows(model)
-    device = next(model.parameters()).device
-    tap = ScoreTap(statistics, config)
     fused = fuse(model)
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.training]
     try:
@@ -85,25 +100,35 @@ def score(
             block.training = (
                 True  # transformers checkpoints in training mode only; the block's children stay as they are
             )
-        batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
-        mine = batches[rank::world]
-        progress(sum(map(len, mine[:done])))
-        for turn in range(-(-len(batches) // world)):
-            if done <= turn < len(mine):
-                batch = batch_of([examples[i] for i in mine[turn]], packed, pad_id).to(device)
-                tap.begin(batch)
-                _loss(model, batch, config.loss).backward()
-                progress(len(mine[turn]))
-            after_batch(max(done, min(turn + 1, len(mine))))
+        yield
     finally:
         for ffn in fused:
             ffn.tap = None
         for block in blocks:
             block.training = False
-    statistics.all_reduce()
 
 
-def _loss(model: nn.Module, batch: Batch, kind: str) -> Tensor:
+def walk(
+    batches: Sequence[list[int]],
+    work: Callable[[list[int]], None],
+    *,
+    rank: int,
+    world: int,
+    progress: Callable[[int], None],
+    done: int,
+    after_batch: Callable[[int], None],
+) -> None:
+    """Call `work` with every world-th batch, this rank's first `done` passed over; the callbacks are `score`'s."""
+    mine = batches[rank::world]
+    progress(sum(map(len, mine[:done])))
+    for turn in range(-(-len(batches) // world)):
+        if done <= turn < len(mine):
+            work(mine[turn])
+            progress(len(mine[turn]))
+        after_batch(max(done, min(turn + 1, len(mine))))
+
+
+def sum_of_losses(model: nn.Module, batch: Batch, kind: str) -> Tensor:
     """Sum over samples of each one's own loss: samples do not interact, so each keeps its own gradient."""
     losses = target_losses(model, batch)
     loss = sample_means(losses, batch).sum() if kind == "mean" else losses.sum()

@@ -111,7 +111,7 @@ class Statistics:
             accumulate(scores, groups, counts, self.lowest_octave)
         else:
             _count(bins(scores, self.lowest_octave).to(counts.device), groups.to(counts.device), counts)
-        self.total[projection][:, layer] += self._by_group(scores, groups)
+        self.total[projection][:, layer] += by_group(scores, groups, len(self.groups))
         self.clamped_low += ((scores > 0) & (scores < 2.0**self.lowest_octave)).sum()
         self.clamped_high += (scores >= 2.0 ** (self.lowest_octave + OCTAVES)).sum()
 
@@ -122,18 +122,15 @@ class Statistics:
         shape, the mean of h over the sample's tokens; groups: int64 [samples].
         """
         self._follow(active.device)
-        self.active[:, layer] += self._by_group(active, groups).to(torch.int64)  # exact: far below 2^53
-        self.activation[:, layer] += self._by_group(activation_mean, groups)
+        count = len(self.groups)
+        self.active[:, layer] += by_group(active, groups, count).to(torch.int64)  # exact: far below 2^53
+        self.activation[:, layer] += by_group(activation_mean, groups, count)
 
     def add_samples(self, groups: Tensor, tokens: Tensor) -> None:
         """Counts sentences and their tokens (int64 [samples] each); call it once a batch."""
         self._follow(groups.device)
         self.samples.index_add_(0, groups, torch.ones_like(groups))
         self.tokens.index_add_(0, groups, tokens.to(torch.int64))
-
-    def _by_group(self, values: Tensor, groups: Tensor) -> Tensor:
-        """float64 [groups, width]: values [samples, width] summed by group, in a fixed order (no atomics)."""
-        return one_hot(groups, len(self.groups)).T.to(torch.float64) @ values.to(torch.float64)
 
     def _small(self) -> dict[str, Tensor]:
         """Everything but the histograms, by the name it has on disk."""
@@ -189,6 +186,10 @@ class Statistics:
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: not readable as statistics ({error}); score again") from error
 
+    def reload(self, path: Path) -> Statistics:
+        """A partial of the same pass (progress.py), histograms where this one's are."""
+        return Statistics.load(path, next(iter(self.histogram.values())).device)
+
     @classmethod
     def _from_file(cls, file: Any, device: str | torch.device) -> Statistics:
         metadata = file.metadata() or {}
@@ -210,6 +211,11 @@ class Statistics:
                 for layer in range(counts.shape[1]):
                     counts[group, layer] = stored[group, layer].to(torch.int32).to(device)
         return stats
+
+
+def by_group(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """float64 [count, width]: values [samples, width] summed by group, in a fixed order (no atomics)."""
+    return one_hot(groups, count).T.to(torch.float64) @ values.to(torch.float64)
 
 
 def _count(bins: Tensor, groups: Tensor, counts: Tensor) -> None:

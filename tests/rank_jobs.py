@@ -13,6 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from slicetune.engine import checkpoint, distributed, signals, status
 from slicetune.engine.batching import pack
 from slicetune.engine.config import ScoreConfig
+from slicetune.engine.detect import detect, prompt_only
+from slicetune.engine.detection import Detection
 from slicetune.engine.errors import Interrupted, UserError
 from slicetune.engine.ffn import attach
 from slicetune.engine.models import checkpoint_activations
@@ -64,6 +66,15 @@ def score_toys(count: int, tokens_per_batch: int) -> tuple[dict[str, torch.Tenso
     stats = Statistics(["a", "b"], from_config(model.config), config.lowest_octave)
     score(model, toys.examples(count), stats, config, rank=distributed.rank(), world=2)
     return stats.histogram, stats.samples
+
+
+def detect_toys(count: int, tokens_per_batch: int) -> dict[str, torch.Tensor]:
+    """Detect on toy prompts and sentences, each rank its share; the all-reduced sums."""
+    model, config = toys.model(), ScoreConfig(tokens_per_batch=tokens_per_batch)
+    detection = Detection(("b-a", "a-b"), toys.LAYERS, toys.INTERMEDIATE, toys.HIDDEN)
+    prompts = [prompt_only(example) for example in toys.examples(count)]
+    detect(model, prompts, toys.examples(count, seed=1), detection, config, rank=distributed.rank(), world=2)
+    return {name: getattr(detection, name) for name in detection.SUMS}
 
 
 def train_wrapped(wrapper: str, sentences: int, steps: int) -> dict[str, torch.Tensor]:
