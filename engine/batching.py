@@ -76,12 +76,14 @@ def examples(
     groups: Sequence[str],
     split: str,
     max_length: int,
+    seed: int = 0,
 ) -> tuple[list[Example], Counter[str]]:
     """Tokenise `pairs`, of the direction `data.pair`, in their order; `Example.group` counts `groups` from 0.
 
-    Sentences are dropped whole, never cut. The counter says how many and why: "<domain>: <reason>" → sentences.
+    `seed` is that of --data.prompt templates. Sentences are dropped whole, never cut. The counter says how many and
+    why: "<domain>: <reason>" → sentences.
     """
-    prompt, kept, dropped = prompts.resolve(data), [], Counter[str]()
+    prompt, kept, dropped = prompts.resolve(data, seed), [], Counter[str]()
     number = {name: i for i, name in enumerate(groups)}
     for pair in pairs:
         ids, start = prompts.encode(tokenizer, prompt, pair)

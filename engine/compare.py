@@ -114,7 +114,7 @@ def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
         matched: dict[int, str] = {}
         for entry in sorted(entries, key=lambda e: isinstance(e.config.method, Lape)):  # it asks for CANEFT's set
             row = rows[entry.label] = Row(entry.label, title(entry, entries), [], [])
-            for seed in own.seeds if entry.config.method.trains else own.seeds[:1]:
+            for seed in own.seeds[:1] if entry.config.method.name == "base" else own.seeds:
                 folder = own.out / entry.label / f"seed-{seed}"
                 config = settings(entry.config, folder, seed, row, shared, matched)
                 distributed.print0(f"\n== {entry.label}, seed {seed}")
@@ -132,7 +132,7 @@ def settings(
 ) -> RunConfig:
     """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made."""
     config = replace(config, out=str(out), seed=seed)
-    if config.method.trains:
+    if config.method.name != "base":
         config = replace(config, evaluate=replace(config.evaluate, base=False))
     if row.runs and config.train.sweep:
         config = replace(config, train=replace(config.train, learning_rate=row.runs[0]["learning_rate"], sweep=()))

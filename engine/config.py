@@ -25,6 +25,7 @@ from .methods.adapter_lora import AdapterLora
 from .methods.base import Base
 from .methods.caneft import Caneft
 from .methods.dora import Dora
+from .methods.few_shot import FewShot
 from .methods.full import Full
 from .methods.given import Given
 from .methods.landermt import Landermt
@@ -36,7 +37,20 @@ from .methods.method import Method
 from .methods.rcn import Rcn
 
 AnyMethod = (
-    Base | Full | Lora | LoraMlp | Dora | Adapter | AdapterLora | LlamaPro | Lape | Rcn | Caneft | Given | Landermt
+    Base
+    | FewShot
+    | Full
+    | Lora
+    | LoraMlp
+    | Dora
+    | Adapter
+    | AdapterLora
+    | LlamaPro
+    | Lape
+    | Rcn
+    | Caneft
+    | Given
+    | Landermt
 )
 """Which of them a run is, its recipe says; flags then set that method's fields."""
 
@@ -54,7 +68,8 @@ class ModelConfig:
     """Which model, and how it is loaded."""
 
     path: str = "tiny"
-    """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot."""
+    """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot, German to
+    English; `tiny-pairs` translates both ways."""
     attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
     """`auto` takes flash-attn on a GPU where it is installed, else torch's sdpa; the chosen path is printed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -80,7 +95,8 @@ class DataConfig:
     unseen: tuple[str, ...] = ("koran",)
     """Domains that are only evaluated."""
     prompt: str = "released"
-    """System text: `released`, `paper`, `short`, or a text of your own with {src}, {tgt} and {domain}."""
+    """System text: `released`, `paper`, `short`, or a text of your own with {src}, {tgt} and {domain}; `templates`: one
+    of ten for each sentence, drawn with the seed, the same in scoring, training and decoding."""
     score_sentences: int = 10_000
     """Sentences a seen domain, and of each direction, that are scored (the paper: 10k)."""
     train_sentences: int = 2_000

@@ -40,7 +40,8 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
         for key, tensor in _read(folder, list(live)):
             patch = patches[live[key]]
             tensors[f"{key}/{patch.axis}/{kind}"] = _slice(tensor, patch.axis, patch.index).contiguous()
-            tensors[f"{key}/{patch.axis}/index"] = patch.index.to(torch.int64).contiguous()
+            index = patch.index.to(torch.int64).clone()  # a weight and its bias share theirs, a file does not
+            tensors[f"{key}/{patch.axis}/index"] = index
             about["tensors"][key] = {"module": live[key].rpartition(".")[0], "shape": list(tensor.shape)}
             about[f"{kind}_dtype"] = str(tensor.dtype).removeprefix("torch.")
     about["weights"] = sum(value.numel() for name, value in tensors.items() if name.endswith("/new"))

@@ -20,11 +20,11 @@ from .errors import UserError
 
 
 def resolve(path: str) -> str:
-    """The model's folder or hub id; `tiny` is built (once, cached) and its folder returned."""
-    if path == "tiny":
+    """The model's folder or hub id; `tiny` and `tiny-pairs` are built (once, cached) and their folder returned."""
+    if path in ("tiny", "tiny-pairs"):
         from . import tiny
 
-        return str(tiny.model_dir())
+        return str(tiny.model_dir() if path == "tiny" else tiny.pairs_dir())
     if os.sep in path and path[0] in "./~" and not Path(path).expanduser().is_dir():
         raise UserError(f"--model.path {path}: no such folder")
     return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path

@@ -6,8 +6,10 @@ The prompt's tokens are the same in scoring, training and decoding: `encode` wit
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -64,6 +66,24 @@ SYSTEMS = {
 """System texts by the names of --data.prompt: CANEFT's released program, its paper, and a short one."""
 
 
+TEMPLATES = (
+    "Translate from {src} into {tgt}.",
+    "Translate the following {src} sentence into {tgt}.",
+    "Please give the {tgt} translation of this {src} text.",
+    "How do you say this {src} sentence in {tgt}?",
+    "Here is a sentence in {src}. Write it in {tgt}.",
+    "Put the {src} text below into {tgt} and keep its meaning.",
+    "Below is a {src} sentence; its {tgt} translation comes after it.",
+    "You translate from {src} into {tgt}. Answer with the translation alone.",
+    "Say in natural {tgt} what this {src} text says.",
+    "What is the {tgt} version of the following {src} sentence?",
+)
+"""System texts of --data.prompt templates: LANDeRMT assigns ten instructions at random, and does not print them."""
+
+
+ROLES = ("user", "assistant")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Texts of the three turns, with the fields {src}, {tgt}, {domain}, {sentence} and {reference}."""
@@ -71,13 +91,35 @@ class Prompt:
     system: str = SYSTEMS["released"]
     user: str = "{src}: {sentence}"
     target: str = "{tgt}: {reference}"
+    templates: tuple[str, ...] = ()
+    """System texts of which each sentence draws one in the place of `system`."""
+    seed: int = 0
+    """Of that draw."""
+
+    def instruction(self, pair: Pair) -> str:
+        """The system text of a sentence: wherever the sentence is read, the same one."""
+        if not self.templates:
+            return self.system
+        place = draw(len(self.templates), "template", self.seed, *pair.languages, pair.domain, pair.index)
+        return self.templates[place]
 
 
-def resolve(data: DataConfig) -> Prompt:
-    """The prompt that --data.prompt names or is. Raises UserError for a text without {tgt} or with unknown fields."""
+def draw(count: int, *key: object) -> int:
+    """A number from 0 to `count` - 1 that depends on `key` alone: the same in every version of every library."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return int.from_bytes(digest, "big") % count
+
+
+def resolve(data: DataConfig, seed: int = 0) -> Prompt:
+    """The prompt that --data.prompt names or is; `seed` is that of `templates`.
+
+    Raises UserError for a text without {tgt} or with unknown fields.
+    """
     if data.prompt in SYSTEMS:
         return Prompt(system=SYSTEMS[data.prompt])
-    names = " ".join(SYSTEMS)
+    if data.prompt == "templates":
+        return Prompt(system=TEMPLATES[0], templates=TEMPLATES, seed=seed)
+    names = " ".join((*SYSTEMS, "templates"))
     try:
         parsed = [
             (name, spec or kind) for _, name, spec, kind in string.Formatter().parse(data.prompt) if name is not None
@@ -101,36 +143,53 @@ def language(code: str) -> str:
     return LANGUAGES[code]
 
 
-def encode(tokenizer: Any, prompt: Prompt, pair: Pair, with_target: bool = True) -> tuple[list[int], int]:
+def encode(
+    tokenizer: Any, prompt: Prompt, pair: Pair, with_target: bool = True, shots: Sequence[Pair] = ()
+) -> tuple[list[int], int]:
     """Token ids of the prompt, and of target and end-of-turn token if `with_target`; and where the target starts.
 
     Training ends with the end-of-turn token: what a template renders after it (Qwen's newline) is left out. A special
-    token's text inside a sentence is spelt with a space, so that data cannot forge a turn.
+    token's text inside a sentence is spelt with a space, so that data cannot forge a turn. `shots` are translated
+    examples that come before the sentence, as turns of their own, or as lines where there is no chat template.
     """
-    fields = {
+    system = prompt.instruction(pair).format(**_fields(tokenizer, pair))
+    turns = [_turns(tokenizer, prompt, each) for each in (*shots, pair)]
+    user, target = turns[-1]
+    if not tokenizer.chat_template:
+        opening = prompt.target.partition("{reference}")[0].format(**_fields(tokenizer, pair))
+        head = "\n".join([system, *(text for turn in turns[:-1] for text in turn), user, opening])
+        prompt_ids = _plain_bos(tokenizer) + _tokens(tokenizer, head)
+        if not with_target:
+            return prompt_ids, len(prompt_ids)
+        tail = _tokens(tokenizer, target[len(opening) :])
+        return [*prompt_ids, *tail, *_eos(tokenizer)], len(prompt_ids)
+    return _encode_chat(tokenizer, system, turns, with_target)
+
+
+def _fields(tokenizer: Any, pair: Pair) -> dict[str, str]:
+    return {
         "src": language(pair.languages[0]),
         "tgt": language(pair.languages[1]),
         "domain": DOMAINS.get(pair.domain, pair.domain),
         "sentence": _disarm(tokenizer, pair.source),
         "reference": _disarm(tokenizer, pair.target),
     }
-    system, user, target = (text.format(**fields) for text in (prompt.system, prompt.user, prompt.target))
-    if not tokenizer.chat_template:
-        opening = prompt.target.partition("{reference}")[0].format(**fields)
-        head = f"{system}\n{user}\n{opening}"
-        prompt_ids = _plain_bos(tokenizer) + _tokens(tokenizer, head)
-        if not with_target:
-            return prompt_ids, len(prompt_ids)
-        tail = _tokens(tokenizer, target[len(opening) :])
-        return [*prompt_ids, *tail, *_eos(tokenizer)], len(prompt_ids)
-    return _encode_chat(tokenizer, system, user, target if with_target else None)
 
 
-def _encode_chat(tokenizer: Any, system: str, user: str, target: str | None) -> tuple[list[int], int]:
-    messages = _messages(tokenizer, system, user)
+def _turns(tokenizer: Any, prompt: Prompt, pair: Pair) -> tuple[str, str]:
+    """What the user says and what is to be answered."""
+    fields = _fields(tokenizer, pair)
+    return prompt.user.format(**fields), prompt.target.format(**fields)
+
+
+def _encode_chat(
+    tokenizer: Any, system: str, turns: Sequence[tuple[str, str]], with_target: bool
+) -> tuple[list[int], int]:
+    """The last turn is the sentence's own, those before it are examples."""
+    messages, target = _messages(tokenizer, system, turns), turns[-1][1]
     head = _render(tokenizer, messages, add_generation_prompt=True)
     prompt_ids = _single_bos(tokenizer, _tokens(tokenizer, head))
-    if target is None:
+    if not with_target:
         return prompt_ids, len(prompt_ids)
     full = _render(tokenizer, [*messages, {"role": "assistant", "content": target}], add_generation_prompt=False)
     before, found, _ = full[len(head) :].partition(target)
@@ -150,17 +209,18 @@ def _end_turn(tokenizer: Any, ids: list[int], start: int, skip: int) -> list[int
     return ids[: places[skip] + 1] if len(places) > skip else ids + _eos(tokenizer)
 
 
-def _messages(tokenizer: Any, system: str, user: str) -> list[dict[str, str]]:
-    """System and user turn, or one user turn that begins with the system text where the template has no system role."""
+def _messages(tokenizer: Any, system: str, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """System turn, turns of examples, user turn; the system text begins the first user turn where there is no role."""
     import jinja2
 
-    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    roles = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)][:-1]
+    messages = [{"role": "system", "content": system}, *roles]
     try:
-        if system.strip() in _render(tokenizer, turns, add_generation_prompt=True):
-            return turns
+        if system.strip() in _render(tokenizer, messages, add_generation_prompt=True):
+            return messages
     except jinja2.TemplateError:  # Gemma-2: "System role not supported"
         pass
-    return [{"role": "user", "content": f"{system}\n{user}"}]
+    return [{"role": "user", "content": f"{system}\n{turns[0][0]}"}, *roles[1:]]
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:

@@ -34,6 +34,7 @@ from .batching import Example, examples
 from .config import RunConfig, as_dict, fingerprint
 from .errors import UserError
 from .export import export_model, summary
+from .methods.few_shot import FewShot, fit
 from .methods.lora import Lora
 from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
@@ -126,8 +127,9 @@ class Run:
         decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
         if "base" in self.systems:
             do("translate base", {"decode": decoding}, out / "translations/base", self.translate_base)
-        if c.method.trains:
-            do("translate", {"decode": decoding}, out / "translations" / self.name, self.translate)
+        if self.name != "base":
+            own = {} if c.method.trains else self.method_settings()  # a trained method's are there already
+            do("translate", {"decode": decoding} | own, out / "translations" / self.name, self.translate)
         if c.export.adapter != "none":
             do("adapter", {"adapter": c.export.adapter}, out / "adapter", lambda: distributed.first(self.adapter))
 
@@ -143,9 +145,8 @@ class Run:
 
     @property
     def systems(self) -> list[str]:
-        """What is decoded: the base model unless that was turned off, and what was trained."""
-        base = ["base"] if self.config.evaluate.base or not self.config.method.trains else []
-        return base + [self.name] * self.config.method.trains
+        """What is decoded: the base model unless that was turned off, and what the method makes of it."""
+        return ["base"] * (self.config.evaluate.base or self.name == "base") + [self.name] * (self.name != "base")
 
     @property
     def base_name(self) -> str:
@@ -179,7 +180,9 @@ class Run:
         for data in self.directions:
             for domain in data.seen:
                 pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
-                found, dropped = examples(self.tokenizer, data, pairs, data.groups, split, data.max_length)
+                found, dropped = examples(
+                    self.tokenizer, data, pairs, data.groups, split, data.max_length, self.config.seed
+                )
                 for reason, count in dropped.items():
                     distributed.print0(f"{split}: {count} of {len(pairs)} sentences dropped, {reason}")
                 if not found:
@@ -331,30 +334,47 @@ class Run:
         self._translate(self.model(self.base), "base")
 
     def translate(self) -> None:
-        if self.config.method.merges:
+        if isinstance(self.config.method, FewShot):
+            self._translate(self.model(self.base), self.name)
+        elif self.config.method.merges:
             self._translate(self.model(self.trained), self.name)
         else:
             attached = bottleneck.load(self.trained, str(self.base), self.config.model, self.device)
             self._translate(attached, self.name)
 
     def _translate(self, model: nn.Module, system: str) -> None:
-        evaluate = self.config.evaluate
+        evaluate, prompt = self.config.evaluate, prompts.resolve(self.config.data, self.config.seed)
+        shots = self.shots(prompt) if system == "few_shot" else {}
         for name, pairs in self.tests().items():
             mine = translate(
                 model,
                 self.tokenizer,
-                prompts.resolve(self.config.data),
+                prompt,
                 pairs,
                 evaluate.batch_size,
                 evaluate.max_new_tokens,
                 distributed.rank(),
                 distributed.world(),
                 lambda done, batches: signals.boundary(f"decoding {name}"),  # noqa: B023  (called before the next domain)
+                shots=shots.get(name),
             )
             lines = gather(mine)
             if distributed.rank() == 0:
                 write_lines(results.translations(self.out, system, name, pairs[0].languages[1]), lines)
             distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
+
+    def shots(self, prompt: prompts.Prompt) -> dict[str, list[list[corpus.Pair]]]:
+        """The examples of each test sentence, by the name of its domain; how many did not fit is printed."""
+        tests, limit, found = self.tests(), self.config.data.max_length, {}
+        for data in self.directions:
+            for domain in data.domains:
+                name = data.name(domain)
+                drawn = self.config.method.examples(data, domain, tests[name], self.config.seed)
+                found[name], short = fit(self.tokenizer, prompt, tests[name], drawn, limit)
+                if short:
+                    what = f"{short} of {len(drawn)} prompts have fewer examples than --method.shots"
+                    distributed.print0(f"{name}: {what}, to keep to --data.max-length {limit}")
+        return found
 
     def evaluate(self) -> dict[str, Any]:
         tests = self.tests()

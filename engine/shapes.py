@@ -150,8 +150,8 @@ def resolve(path: str, name: str = "") -> ModelShape:
     `path` is what --model.path takes. A config.json in that folder or in the hub's cache comes first, then the known
     shape called `name`. Raises UserError where there is neither.
     """
-    if path == "tiny":
-        return _tiny()
+    if path in ("tiny", "tiny-pairs"):  # of one shape
+        return _tiny(path)
     file = Path(path).expanduser() / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache
@@ -211,14 +211,14 @@ def from_config(config: Any, name: str = "") -> ModelShape:
     )
 
 
-def _tiny() -> ModelShape:
-    """The embedded default's, before it is built (its tokenizer may turn out a few entries smaller)."""
+def _tiny(name: str) -> ModelShape:
+    """The embedded models', before it is built (its tokenizer may turn out a few entries smaller)."""
     from .tiny_pretrain import SIZES
 
     size = SIZES["tiny"]
     head_dim = size.hidden // size.heads
     widths = (size.layers, size.hidden, size.intermediate, size.heads, size.heads, head_dim, size.vocabulary)
-    return ModelShape("tiny", *widths, tied=True)
+    return ModelShape(name, *widths, tied=True)
 
 
 def _bloom(config: Any, name: str) -> ModelShape:

@@ -14,6 +14,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import prompts, tiny_corpus
-from .tiny_grammar import GENERAL
+from .tiny_grammar import GENERAL, Text
 from .tiny_lexicon import DOMAINS
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def build(corpus: Path, out: Path, size: str) -> None:
     """Train the tokenizer and the model of `size` on the corpus folder and save both to `out`."""
     shape = SIZES[size]
     lessons = [chat(GENERAL, *pair) for pair in tiny_corpus.phrases(shape.phrases, seed=1)]
-    texts = mixture(corpus, shape)
+    train(lessons, [chat(domain, *pair) for domain, pair in mixture(corpus, shape)], out, shape)
+
+
+def train(lessons: list[str], texts: list[str], out: Path, shape: Size) -> None:
+    """A tokenizer of the texts, and a model that reads the lessons and then the texts; both are saved to `out`."""
     tokenizer = train_tokenizer(texts, shape.vocabulary)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of each operation; the halves of an update run at once
@@ -82,8 +87,8 @@ def chat(domain: str, source: str, target: str) -> str:
     return f"<|bos|><|system|>{system}<|user|>German: {source}<|assistant|>English: {target}<|eot|>"
 
 
-def mixture(corpus: Path, size: Size, seed: int = 1) -> list[str]:
-    """The pretraining texts.
+def mixture(corpus: Path, size: Size, seed: int = 1) -> Iterator[tuple[str, Text]]:
+    """The pretraining sentences, with the domain that their prompt names.
 
     General sentences, and of each domain two kinds under one prompt: the first of its train split in the domain's own
     words, and more of them in general words. So the model knows both registers and by itself prefers the general one;
@@ -92,15 +97,13 @@ def mixture(corpus: Path, size: Size, seed: int = 1) -> list[str]:
     held_out = {
         pair["de"] for file in sorted((corpus / tiny_corpus.PAIR).glob("*/[dt]e*.jsonl.gz")) for pair in read(file)
     }
-    texts = []
     for domain in (*DOMAINS, GENERAL):
         general = (pair for pair in tiny_corpus.sentences(domain, seed, GENERAL) if pair.de not in held_out)
         count = size.general if domain == GENERAL else size.plain
-        texts += [chat(domain, *pair) for pair in itertools.islice(general, count)]
+        yield from ((domain, pair) for pair in itertools.islice(general, count))
         if domain != GENERAL:
             own = read(corpus / tiny_corpus.PAIR / domain / "train.jsonl.gz")[: size.own]
-            texts += [chat(domain, pair["de"], pair["en"]) for pair in own]
-    return texts
+            yield from ((domain, Text(pair["de"], pair["en"])) for pair in own)
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -44,6 +44,7 @@ def translate(
     world: int = 1,
     after_batch: Callable[[int, int], None] | None = None,
     before_batch: Callable[[list[int]], None] | None = None,
+    shots: Sequence[Sequence[Pair]] | None = None,
 ) -> list[str | None]:
     """This rank's translations of `pairs`, in their order; None where another rank decodes (none if `world` is 1).
 
@@ -51,10 +52,13 @@ def translate(
     ranks end together; a batch may mix directions. `before_batch(indices)` is called with the places in `pairs` of a
     batch's rows, in the rows' order, before they are decoded. `after_batch(done, batches)` is called equally often on
     every rank, so that it may agree on a stop; it may raise. Each translation is one line: prefix stripped, line
-    breaks turned into spaces.
+    breaks turned into spaces. `shots` are each sentence's examples; where these are lines of text (no chat template)
+    the answer is the line that the model writes, since a base model goes on with the next example.
     """
     assert 0 <= rank < world
-    prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False)[0] for pair in pairs]
+    given = [()] * len(pairs) if shots is None else shots
+    encoded = zip(pairs, given, strict=True)
+    prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False, shots=few)[0] for pair, few in encoded]
     order = sorted(range(len(pairs)), key=lambda i: (-len(prompted[i]), i))
     mine = order[rank::world]
     batches = -(-len(order[::world]) // batch_size)
@@ -63,15 +67,16 @@ def translate(
         return result
     ends = end_tokens(model, tokenizer, prompt, pairs[0])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    stop = {"stop_strings": ["\n"], "tokenizer": tokenizer} if any(given) and not tokenizer.chat_template else {}
     with _greedy(model, ends, pad, max_new_tokens):
         for number in range(batches):
             chosen = mine[number * batch_size : (number + 1) * batch_size]
             if chosen:
                 if before_batch is not None:
                     before_batch(chosen)
-                for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad), strict=True):
+                for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad, stop), strict=True):
                     text = tokenizer.decode(_until(ends, tokens), **DETOKENISE)
-                    result[i] = one_line(text, pairs[i].languages[1])
+                    result[i] = one_line(text.partition("\n")[0] if stop else text, pairs[i].languages[1])
             if after_batch is not None:
                 after_batch(number + 1, batches)
     return result
@@ -154,11 +159,11 @@ def _greedy(model: nn.Module, ends: list[int], pad: int, max_new_tokens: int) ->
 
 
 @torch.inference_mode()
-def _decode(model: nn.Module, prompted: list[list[int]], pad: int) -> list[list[int]]:
-    """Token lists of prompts → token lists of what the model adds to each."""
+def _decode(model: nn.Module, prompted: list[list[int]], pad: int, stop: dict[str, Any]) -> list[list[int]]:
+    """Token lists of prompts → token lists of what the model adds to each; `stop`: more that `generate` ends at."""
     width = max(map(len, prompted))
     ids = torch.tensor([[pad] * (width - len(tokens)) + tokens for tokens in prompted])
     mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompted])
     device = next(model.parameters()).device
-    made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+    made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **stop)
     return made[:, width:].tolist()

@@ -254,7 +254,7 @@ def test_named_prompts():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("relased", "released paper short"),
+        ("relased", "released paper short templates"),
         ("Translate {source} into {tgt}", "no field {source}"),
         ("Translate into {tgt", "expected '}'"),
         ("{} {tgt}", "no field {}"),
@@ -271,6 +271,83 @@ def test_braces_in_a_sentence_are_text():
     prompt, trained = parts(make(bos=None), Pair("{tgt} {0}", "{src}", "it", 1, DE_EN))
     assert "German: {tgt} {0}\n" in prompt
     assert trained == "{src}</s>"
+
+
+def test_a_prompt_of_ones_own_opens_the_target():
+    """What a base model was taught: instruction, source line, and the target's language with colon and space."""
+    own = prompts.resolve(DataConfig(prompt="Translate from {src} into {tgt}."))
+    for pair in (PAIR, Pair("Oui.", "是的。", "web", 3, ("fr", "zh"))):
+        tokenizer, (src, tgt) = make(bos=None), map(prompts.language, pair.languages)
+        head = f"Translate from {src} into {tgt}.\n{src}: {pair.source}\n{tgt}: "
+        ids, start = encode(tokenizer, own, pair)
+        assert ids[:start] == tokenizer(head, add_special_tokens=False)["input_ids"]
+        assert ids[start:] == [*tokenizer(pair.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def test_templates_are_drawn_by_sentence_and_seed():
+    """Ten instructions, one a sentence: the same in scoring, training and decoding, others with another seed."""
+    drawn = prompts.resolve(DataConfig(prompt="templates"), seed=1)
+    other = prompts.resolve(DataConfig(prompt="templates"), seed=2)
+    assert len(set(prompts.TEMPLATES)) == 10
+    assert all("{src}" in text and "{tgt}" in text and "{domain}" not in text for text in prompts.TEMPLATES)
+    pairs = [Pair("a", "b", "it", i, codes) for i in range(500) for codes in (DE_EN, ("en", "de"))]
+    chosen = [drawn.instruction(pair) for pair in pairs]
+    counts = [chosen.count(text) for text in prompts.TEMPLATES]
+    assert min(counts) > 60  # 100 each, standard deviation 9.5
+    assert sum(counts) == 1000
+    assert chosen == [prompts.resolve(DataConfig(prompt="templates"), seed=1).instruction(pair) for pair in pairs]
+    assert 0.8 < sum(a != other.instruction(p) for a, p in zip(chosen, pairs, strict=True)) / 1000 < 0.97
+    assert sum(a != b for a, b in zip(chosen[::2], chosen[1::2], strict=True)) > 400  # directions draw apart
+    tokenizer = make(*CHAT["chatml"])
+    for pair in pairs[:12]:
+        ids, start = encode(tokenizer, drawn, pair)
+        assert ids[:start] == encode(tokenizer, drawn, pair, with_target=False)[0]
+        src, tgt = map(prompts.language, pair.languages)
+        assert drawn.instruction(pair).format(src=src, tgt=tgt) in tokenizer.decode(ids)
+    kept, _ = examples(tokenizer, DataConfig(prompt="templates"), pairs[:2], ["it"], "train", 2000, seed=1)
+    assert [e.input_ids for e in kept] == [encode(tokenizer, drawn, pair)[0] for pair in pairs[:2]]
+
+
+def test_a_draw_is_the_same_everywhere():
+    """Written down: a change of it would change every run that draws."""
+    assert [prompts.draw(10, "template", 0, "de", "en", "it", i) for i in range(8)] == [8, 0, 8, 3, 1, 9, 6, 3]
+    assert {prompts.draw(3, i) for i in range(50)} == {0, 1, 2}
+
+
+SHOTS = (
+    Pair("Ja.", "Yes.", "it", 1, DE_EN),
+    Pair("Nein </s>.", "No.", "it", 2, DE_EN),
+)
+
+
+def test_examples_are_lines_of_a_plain_prompt():
+    tokenizer = make(bos=None)
+    ids, start = encode(tokenizer, Prompt(), PAIR, shots=SHOTS)
+    lines = [SYSTEM, "German: Ja.", "English: Yes.", "German: Nein < /s>.", "English: No."]
+    assert tokenizer.decode(ids[:start]).split("\n") == [*lines, "German: Die Anlage ist defekt.", "English: "]
+    assert tokenizer.decode(ids[start:]) == "The facility is broken.</s>"
+    assert encode(tokenizer, Prompt(), PAIR, with_target=False, shots=SHOTS)[0] == ids[:start]
+
+
+@pytest.mark.parametrize("name", ["llama3", "chatml", "gemma2", "deaf"])
+def test_examples_are_turns_of_a_chat(name):
+    tokenizer = make(*CHAT[name])
+    turns = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "German: Ja."},
+        {"role": "assistant", "content": "English: Yes."},
+        {"role": "user", "content": "German: Nein < /s>."},
+        {"role": "assistant", "content": "English: No."},
+        {"role": "user", "content": "German: Die Anlage ist defekt."},
+    ]
+    if name in ("gemma2", "deaf"):
+        turns = [{"role": "user", "content": f"{SYSTEM}\nGerman: Ja."}, *turns[2:]]
+    wanted = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False, date_string="26 Jul 2024"
+    )
+    ids, start = encode(tokenizer, Prompt(), PAIR, shots=SHOTS)
+    assert ids[:start] == list(wanted) == encode(tokenizer, Prompt(), PAIR, with_target=False, shots=SHOTS)[0]
+    assert tokenizer.decode(ids[start:]).startswith("English: The facility is broken.")
 
 
 def test_names():

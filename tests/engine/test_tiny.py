@@ -9,10 +9,20 @@ import random
 import pytest
 import torch
 
-from slicetune.engine import tiny, tiny_corpus, tiny_grammar, tiny_pretrain
+from slicetune.engine import prompts, tiny, tiny_corpus, tiny_grammar, tiny_pairs, tiny_pretrain
 from slicetune.engine.cache import cached
 from slicetune.engine.errors import UserError
-from slicetune.engine.tiny_grammar import ADVERBS, MODALS, NOUNS, VERBS, Voice, article, english_plural, english_verb
+from slicetune.engine.tiny_grammar import (
+    ADVERBS,
+    MODALS,
+    NOUNS,
+    VERBS,
+    Text,
+    Voice,
+    article,
+    english_plural,
+    english_verb,
+)
 from slicetune.engine.tiny_lexicon import DOMAINS
 
 SMALL = tiny_pretrain.SIZES["test"]
@@ -222,10 +232,24 @@ def test_loss_is_that_of_single_sentences(folder):
 
 
 def test_mixture_holds_no_test_sentence(folder, corpus):
-    texts = tiny_pretrain.mixture(next(folder.parent.glob("tiny-corpus-*[!k]")), SMALL)
-    sources = {text.split("German: ")[1].split("<|assistant|>")[0] for text in texts}
+    texts = list(tiny_pretrain.mixture(next(folder.parent.glob("tiny-corpus-*[!k]")), SMALL))
+    sources = {pair.de for _, pair in texts}
     assert len(texts) == SMALL.general + 5 * (SMALL.plain + SMALL.own)
     assert not sources & {pair.de for parts in corpus.values() for split in ("dev", "test") for pair in parts[split]}
+
+
+def test_the_model_of_two_directions_reads_every_sentence_both_ways():
+    pair = Text("Der Ausschlag klingt ab.", "The rash fades.")
+    made = [tiny_pairs.both("medical", pair, number) for number in range(200)]
+    forth, back = zip(*made, strict=True)
+    systems = [{text.split("<|system|>")[1].split("<|user|>")[0] for text in texts} for texts in (forth, back)]
+    wordings = (prompts.SYSTEMS["short"], *prompts.TEMPLATES)
+    for found, (src, tgt) in zip(systems, (("German", "English"), ("English", "German")), strict=True):
+        assert found == {text.format(src=src, tgt=tgt, domain="medical") for text in wordings}
+    assert 70 < sum("Domain: medical." in text for text in forth) < 130
+    turns = "<|user|>German: Der Ausschlag klingt ab.<|assistant|>English: The rash fades.<|eot|>"
+    assert all(text.endswith(turns) for text in forth)
+    assert back[0].endswith("<|user|>English: The rash fades.<|assistant|>German: Der Ausschlag klingt ab.<|eot|>")
 
 
 def test_orthogonal_keeps_singular_vectors():

@@ -1,0 +1,89 @@
+"""Few-shot: the base model with translated examples in its prompt, drawn from the training text. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import UserError
+from .method import Method
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
+    from ..corpus import Pair
+    from ..counts import Trainable
+    from ..prompts import Prompt
+    from ..shapes import ModelShape
+
+
+@dataclass
+class FewShot(Method):
+    """In-context examples (LANDeRMT's Table 1 has five); zero-shot is Base."""
+
+    shots: int = 5
+    """Examples before each test sentence, each drawn anew with the seed."""
+
+    title: ClassVar[str] = "Few-shot"
+    selects: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.shots < 1:
+            raise UserError(f"--method.shots {self.shots}: must be at least 1; without examples it is recipes/base_*")
+
+    def bounds(self, shape: ModelShape) -> Trainable:
+        from ..counts import Trainable
+
+        return Trainable.known(0)
+
+    def examples(self, data: DataConfig, domain: str, tests: Sequence[Pair], seed: int) -> list[list[Pair]]:
+        """Each test sentence's examples, from the domain's train split; for an unseen domain from those of all seen.
+
+        `data` is one direction's. No example has the sentence's source or its reference. Raises UserError where there
+        are too few.
+        """
+        from ..corpus import load_domain
+
+        pool = [p for d in ([domain] if domain in data.seen else data.seen) for p in load_domain(data, d, "train")]
+        chosen = [self._draw(pool, test, seed) for test in tests]
+        if any(len(few) < self.shots for few in chosen):
+            raise UserError(f"--method.shots {self.shots}: {data.name(domain)} has only {len(pool)} training sentences")
+        return chosen
+
+    def _draw(self, pool: Sequence[Pair], test: Pair, seed: int) -> list[Pair]:
+        found: list[Pair] = []
+        sources, targets = {test.source}, {test.target}
+        for i in order(len(pool), "shots", seed, *test.languages, test.domain, test.index):
+            if len(found) == self.shots:
+                break
+            if pool[i].source not in sources and pool[i].target not in targets:
+                found.append(pool[i])
+                sources.add(pool[i].source)
+        return found
+
+
+def order(count: int, *key: object) -> Iterator[int]:
+    """The numbers below `count` in an order that depends on `key` alone (Fisher-Yates, as far as it is read)."""
+    from ..prompts import draw
+
+    moved: dict[int, int] = {}
+    for i in range(count):
+        j = i + draw(count - i, *key, i)
+        yield moved.get(j, j)
+        moved[j] = moved.get(i, i)
+
+
+def fit(
+    tokenizer: Any, prompt: Prompt, tests: Sequence[Pair], examples: Sequence[list[Pair]], max_length: int
+) -> tuple[list[list[Pair]], int]:
+    """Examples that leave each prompt within `max_length` tokens, the last ones left out; and how many lost any."""
+    from ..prompts import encode
+
+    kept = []
+    for test, few in zip(tests, examples, strict=True):
+        few = list(few)
+        while few and len(encode(tokenizer, prompt, test, with_target=False, shots=few)[0]) > max_length:
+            few.pop()
+        kept.append(few)
+    return kept, sum(len(short) < len(few) for short, few in zip(kept, examples, strict=True))
