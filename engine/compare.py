@@ -141,7 +141,7 @@ def settings(
     if config.method.scores and not config.score.reuse:
         scored = {k: v for k, v in as_dict(config.score).items() if k != "reuse"}
         data = {k: v for k, v in as_dict(config.data).items() if k not in ("train_sentences", "budget")}
-        key = fingerprint([config.model.path, scored, data, seed])
+        key = fingerprint([config.model.path, scored, data, seed, config.method.routes])
         if key in shared:
             config = replace(config, score=replace(config.score, reuse=str(shared[key])))
         shared.setdefault(key, out)

@@ -209,7 +209,7 @@ def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> li
     lines = [
         "Memory of one GPU while scoring",
         *_table(config, shape, parts, memory.scoring_tokens(config), config.data.max_length),
-        f"  histogram counts: {where} ({why})",
+        *([] if config.method.routes else [f"  histogram counts: {where} ({why})"]),
     ]
     if _too_large(parts, gpu_memory):
         fits = memory.scoring_tokens_that_fit(config, shape, USABLE * gpu_memory)

@@ -19,6 +19,7 @@ from .methods.adapter_lora import AdapterLora
 from .methods.full import Full
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
+from .routes import languages_of
 from .shapes import ModelShape
 
 BINS = 256
@@ -155,6 +156,13 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
     """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
     width, groups, tokens = value_bytes(config), len(config.data.groups), scoring_tokens(config)
     units, kind = shape.layers * shape.intermediate, "directions" if config.data.pairs else "domains"
+    if config.method.routes:
+        return [
+            Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
+            detection(config, shape),
+            activations(config, shape, tokens, config.data.max_length),
+            *_transient(shape, tokens, width),
+        ]
     return [
         Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
         Part(
@@ -171,6 +179,15 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
         activations(config, shape, tokens, config.data.max_length),
         *_transient(shape, tokens, width),
     ]
+
+
+def detection(config: RunConfig, shape: ModelShape) -> Part:
+    """LANDeRMT's sums, on the host: activations by direction, awareness by language (detection.py)."""
+    pairs = config.data.pairs or (config.data.pair,)
+    languages, channels = len(languages_of(pairs)), shape.layers * (shape.intermediate + shape.hidden)
+    units = shape.layers * shape.intermediate
+    formula = f"({len(pairs)} directions × {channels:,} + {languages} languages × {units:,} units) × 8 B"
+    return Part("sums", formula, 8 * (len(pairs) * channels + languages * units), host=True)
 
 
 def training(

@@ -176,6 +176,11 @@ def _fields(tokenizer: Any, pair: Pair) -> dict[str, str]:
     }
 
 
+def bare(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a sentence without a prompt: BOS where the tokenizer puts one, the text, the end token."""
+    return [*_plain_bos(tokenizer), *_tokens(tokenizer, _disarm(tokenizer, text)), *_eos(tokenizer)]
+
+
 def _turns(tokenizer: Any, prompt: Prompt, pair: Pair) -> tuple[str, str]:
     """What the user says and what is to be answered."""
     fields = _fields(tokenizer, pair)

@@ -23,6 +23,7 @@ from . import (
     checkpoint,
     corpus,
     delta,
+    detection_stages,
     distributed,
     models,
     prompts,
@@ -109,9 +110,11 @@ class Run:
         if c.method.scores:
             harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
             scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
-            do("score", {"score": scoring}, out / "statistics.safetensors", self.score_or_reuse)
+            do("score", {"score": scoring}, self.scores, self.score_or_reuse)
         if c.method.selects:
             do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
+        if c.method.routes:
+            do("select", method, out / detection_stages.ROUTES, lambda: detection_stages.select(self))
         if c.method.trains:
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
@@ -157,6 +160,11 @@ class Run:
     def trained(self) -> Path:
         """What was trained: a plain model, or what is attached to the base."""
         return self.out / ("model" if self.config.method.merges else "attached")
+
+    @property
+    def scores(self) -> Path:
+        """What the score stage leaves."""
+        return self.out / (detection_stages.SCORES if self.config.method.routes else "statistics.safetensors")
 
     @property
     def neurons(self) -> NeuronSet | None:
@@ -209,10 +217,12 @@ class Run:
         if not self.config.score.reuse:
             return self.score()
         other = Path(self.config.score.reuse)
-        distributed.first(lambda: self.stages.take("score", other, self.out / "statistics.safetensors"))
-        distributed.print0(f"the statistics of {other} are taken")
+        distributed.first(lambda: self.stages.take("score", other, self.scores))
+        distributed.print0(f"the scores of {other} are taken")
 
     def score(self) -> None:
+        if self.config.method.routes:
+            return detection_stages.score(self)
         from tqdm import tqdm
 
         data = self.examples("train", self.config.data.score_sentences)

@@ -54,6 +54,7 @@ class Landermt(Method):
     """Train the rest of the chosen blocks too, in the general group (the paper's 805 M on BLOOM-7b1)."""
 
     title: ClassVar[str] = "LANDeRMT"
+    scores: ClassVar[bool] = True
     selects: ClassVar[bool] = False
     routes: ClassVar[bool] = True
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "all"
