@@ -1,4 +1,4 @@
-"""Bottleneck adapters and LoRA on the embedded default: a small Llama and a corpus that are made on the spot.
+"""Bottleneck adapters and LoRA, two directions, on an embedded model that knows both.
 
 torchrun --nproc_per_node 2 recipes/adapter_lora_tiny.py
 """
@@ -9,8 +9,10 @@ from slicetune.engine.methods.adapter_lora import AdapterLora
 
 CONFIG = RunConfig(
     out="runs/adapter-lora-tiny",
-    model=ModelConfig(path="tiny"),
-    data=DataConfig(dir="tiny", prompt="short", score_sentences=400, train_sentences=400),
+    model=ModelConfig(path="tiny-pairs"),
+    data=DataConfig(
+        dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
+    ),
     method=AdapterLora(width=16, rank=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj")),
     train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
 )

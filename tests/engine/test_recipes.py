@@ -139,6 +139,40 @@ def test_parameters_counted_by_hand(method, place, model, offline, capsys):
     assert (added and added[1]) == {"full": "0", "lape": None}.get(method, number)
 
 
+LANDERMT = {
+    # adapters and LoRA by hand in test_bottleneck.py; full: embeddings, blocks, norms 250,880·4096, 30·201,379,840,
+    # 4·4096, and 2·125,696·4096, 32·202,383,360, 4096
+    "base": (0, 0),
+    "few_shot": (0, 0),
+    "adapter": (806_436_960, 860_199_424),
+    "lora": (31_457_280, 50_331_648),
+    "adapter_lora": (806_433_120, 876_972_544),
+    "full": (7_069_016_064, 7_505_973_248),
+}
+TEN = {f"{a}-{b}" for other in ("de", "fr", "it", "zh", "ar") for a, b in (("en", other), (other, "en"))}
+
+
+@pytest.mark.parametrize("row", LANDERMT)
+@pytest.mark.parametrize(("place", "model"), [(0, "bloom"), (1, "baichuan2")])
+def test_rows_of_landermts_tables(row, place, model):
+    config = load(RECIPES[0].with_name(f"{row}_{model}.py"))
+    assert config.method.name == row
+    assert config.method.bounds(resolve("no-such-model", config.shape)).exact == LANDERMT[row][place]
+    assert set(config.data.pairs) == TEN
+    assert config.data.prompt == "templates"
+    assert config.evaluate.smooth == "none"
+    if config.method.trains:
+        assert (config.train.learning_rate, config.train.weight_decay, config.train.epochs) == (5e-5, 0.01, 1)
+        assert (config.train.global_batch_size, config.train.micro_batch_size) == (80, 8)
+        assert config.train_sentences == 100_000  # of a direction: 12,500 iterations of 8
+
+
+@pytest.mark.parametrize("row", ["base_pairs", "few_shot", "adapter", "lora_qkv", "adapter_lora", "full_pairs"])
+def test_rows_of_several_directions_on_tiny(row):
+    config = load(RECIPES[0].with_name(f"{row}_tiny.py"))
+    assert (config.model.path, config.data.pairs) == ("tiny-pairs", ("de-en", "en-de"))
+
+
 def test_ablations_and_the_control_differ_from_caneft_in_one_thing():
     for model in ("llama2", "llama31", "qwen25", "tiny"):
         caneft, no_task, no_mi, rcn = (

@@ -1,0 +1,21 @@
+"""LoRA on the attention's input projections, two directions, on an embedded model that knows both.
+
+torchrun --nproc_per_node 2 recipes/lora_qkv_tiny.py
+"""
+
+from slicetune.engine.cli import main
+from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from slicetune.engine.methods.lora import Lora
+
+CONFIG = RunConfig(
+    out="runs/lora-qkv-tiny",
+    model=ModelConfig(path="tiny-pairs"),
+    data=DataConfig(
+        dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
+    ),
+    method=Lora(rank=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj")),
+    train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
+)
+
+if __name__ == "__main__":
+    main(CONFIG)
