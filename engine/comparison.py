@@ -22,7 +22,7 @@ LEVEL = 0.05
 """A p-value below it marks a cell."""
 RESAMPLES = 1000
 """Of the paired bootstrap."""
-METRICS = (("bleu", "BLEU"), ("chrf", "chrF"), ("comet", "COMET"))
+METRICS = (("bleu", "BLEU"), ("bleu_13a", "BLEU, tok 13a throughout"), ("chrf", "chrF"), ("comet", "COMET"))
 PARTS = ("seen", "unseen", "all")
 
 
@@ -43,8 +43,16 @@ class Row:
     def values(self, metric: str, column: str) -> list[float]:
         """One number a seed: of a domain, or of the mean over a direction's or `seen`, `unseen` or `all` domains."""
         kinds = ("averages",) if column in PARTS else ("domains", "pairs")
-        found = (system.get(kind, {}).get(column, {}).get(metric) for system in self.systems for kind in kinds)
+        found = (_score(system, kind, column, metric) for system in self.systems for kind in kinds)
         return [value for value in found if value is not None]
+
+
+def _score(system: Mapping[str, Any], kind: str, column: str, metric: str) -> float | None:
+    """A number of results.json. BLEU is that of 13a already, but where BLEU of 13a stands beside it in the run."""
+    scores = system.get(kind, {}).get(column, {})
+    if metric == "bleu_13a" and any(metric in means for means in system["averages"].values()):
+        return scores.get(metric, scores.get("bleu"))
+    return scores.get(metric)
 
 
 @dataclass(frozen=True)
@@ -132,9 +140,10 @@ def costs(rows: Sequence[Row]) -> Table:
 
 
 def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Paired bootstrap (Koehn 2004; sacreBLEU's) of each row's first seed against the base, domain by domain.
+    """Paired bootstrap (Koehn 2004; sacreBLEU's) of each row's first seed against the base, column by column.
 
-    By metric, label and domain; empty where no row is the untrained model's, or no other is there.
+    By metric, label and column: a domain, or a direction with the sentences of all its domains. `target` is the target
+    language where there is one direction. Empty where no row is the untrained model's, or no other is there.
     """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.significance import PairedTest
@@ -144,23 +153,25 @@ def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, 
     if not bases or not others:
         return {}
     found: dict[str, dict[str, dict[str, float]]] = {n: {row.label: {} for row in others} for n in ("bleu", "chrf")}
-    for domain in (*bases[0].runs[0]["seen"], *bases[0].runs[0]["unseen"]):
-        pair, _, _ = domain.rpartition("/")
-        language = pair.partition("-")[2] or target
-        named = [(row.label, _lines(row, domain, language)) for row in (*bases, *others)]
-        references = read_lines(translations(bases[0].folders[0], "reference", domain, language))
+    pairs = bases[0].runs[0].get("pairs", {})
+    for column in (c for c in columns(rows) if c not in PARTS):
+        names, language = pairs.get(column, [column]), column.partition("-")[2] if pairs else target
+        named = [(row.label, _lines(row, row.runs[0]["method"], names, language)) for row in (*bases, *others)]
+        references = _lines(bases[0], "reference", names, language)
         metrics = {"bleu": BLEU(tokenize=tokenizer_name(language)), "chrf": CHRF()}
         _, results = PairedTest(named, metrics, [references], test_type="bs", n_samples=RESAMPLES)()
         del results["System"]  # what is left are the metrics, in their order, by sacreBLEU's names
         for name, (_, *tested) in zip(metrics, results.values(), strict=True):
             for row, result, (_, lines) in zip(others, tested, named[1:], strict=True):
                 same = lines == named[0][1]  # sacreBLEU would call a difference of nothing significant
-                found[name][row.label][domain] = 1.0 if same else float(result.p_value)
+                found[name][row.label][column] = 1.0 if same else float(result.p_value)
     return found
 
 
-def _lines(row: Row, domain: str, language: str) -> list[str]:
-    return read_lines(translations(row.folders[0], row.runs[0]["method"], domain, language))
+def _lines(row: Row, system: str, names: Sequence[str], language: str) -> list[str]:
+    """A system's translations of the named domains, one after the other."""
+    files = (translations(row.folders[0], system, name, language) for name in names)
+    return [line for file in files for line in read_lines(file)]
 
 
 def as_json(rows: Sequence[Row], significance: Mapping[str, Any]) -> str:

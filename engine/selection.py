@@ -219,7 +219,7 @@ def _check(stats: Statistics, method: Caneft) -> None:
         raise UserError(f"no sentence of {' '.join(empty)} was scored: check its files or take it out of --data.seen")
     if len(stats.groups) < 2 and method.consensus:
         raise UserError(
-            f"--data.seen names {' '.join(stats.groups)} alone: mutual information needs two domains or more "
+            f"--data.seen (or --data.pairs) names {' '.join(stats.groups)} alone: mutual information needs two or more "
             "(--method.consensus None ranks by importance)"
         )
     wanted = share_of(method.neuron_ratio, stats.neurons)

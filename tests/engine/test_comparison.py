@@ -64,12 +64,32 @@ def test_tables():
     assert read["rows"]["base"]["mean_deviation"]["bleu"]["seen"] == [10.0, None]
 
 
-def test_several_directions_are_columns():
-    found = results("base", 10, 5) | {"pairs": {"de-en": ["de-en/it"], "en-de": ["en-de/it"]}, "unseen": []}
-    found["systems"]["base"]["pairs"] = {"de-en": {"bleu": 7.0}, "en-de": {"bleu": 8.0}}
-    rows = [Row("base", "Base", [found], [Path()])]
-    assert columns(rows) == ["de-en", "en-de", "all"]
-    assert [cell.text for cell in comparison.tables(rows, {})[0].rows[0][1]] == ["7.00", "8.00", "7.50"]
+def test_several_directions_are_columns(tmp_path):
+    found = {
+        name: results(name, 10, 5) | {"pairs": {"de-en": ["de-en/it", "de-en/law"], "en-zh": ["en-zh/it"]}}
+        for name in ("base", "few_shot")
+    }
+    rows = []
+    for name, run in found.items():
+        run["unseen"] = []
+        run["systems"][name]["pairs"] = {"de-en": {"bleu": 7.0}, "en-zh": {"bleu": 8.0, "bleu_13a": 1.0}}
+        run["systems"][name]["averages"]["all"] = {"bleu": 7.5, "bleu_13a": 4.0}
+        rows.append(Row(name, name, [run], [tmp_path / name]))
+        good = name == "few_shot"
+        for domain, lines in (("de-en/it.en", 30), ("de-en/law.en", 30), ("en-zh/it.zh", 40)):
+            texts = [f"the {i} line is a good one" for i in range(lines)]
+            write_lines(tmp_path / name / "translations" / "reference" / domain, texts)
+            write_lines(
+                tmp_path / name / "translations" / name / domain, texts if good and "law" in domain else ["no"] * lines
+            )
+    assert columns(rows) == ["de-en", "en-zh", "all"]
+    bleu, as_printed, *_ = comparison.tables(rows, {})
+    assert [cell.text for cell in bleu.rows[0][1]] == ["7.00", "8.00", "7.50"]
+    assert as_printed.title == "BLEU, tok 13a throughout"
+    assert [cell.text for cell in as_printed.rows[0][1]] == ["7.00", "1.00", "4.00"]
+    p = comparison.p_values(rows, "de")["bleu"]["few_shot"]
+    assert p["de-en"] < 0.01  # half of the direction's sentences are right
+    assert p["en-zh"] == 1.0  # the same lines
 
 
 def test_p_values_are_those_of_a_bootstrap_written_out(tmp_path):
