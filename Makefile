@@ -16,7 +16,7 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 .DEFAULT_GOAL := help
 METHODS := base full lora lora_mlp dora llama_pro lape rcn caneft
 
-.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers faults fuzz doctor
+.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers faults fuzz doctor comet-env
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -44,6 +44,10 @@ faults: $(STAMP) ## every fault in full, about an hour: tests/FAULTS.md
 
 fuzz: $(STAMP) ## random and damaged input, N of each kind (default 2000), drawn anew
 	SLICETUNE_FUZZ=$(or $(N),2000) $(BIN)/python -m pytest tests/engine/test_fuzz.py --timeout 0 $(ARGS)
+
+# COMET wants transformers < 5 and numpy < 2, which has no wheels for a Python after 3.12; --evaluate.comet finds it here.
+comet-env: $(STAMP) ## .venv-comet, COMET's own environment, for --evaluate.comet
+	sh -ec "$$($(BIN)/python -c 'from slicetune.engine.comet import setup; print(setup())')"
 
 doctor: $(STAMP) ## what this machine can do; what a bug report needs
 	$(BIN)/python -m slicetune.engine.doctor

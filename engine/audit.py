@@ -1,12 +1,16 @@
-"""Prove that only the chosen neurons changed: every tensor of the base against the export, bit for bit.
+"""Prove that only what a method may change did change: every tensor of the base against the export, bit for bit.
 
-    python -m slicetune.engine.audit models/llama runs/caneft      # exit code 0: nothing outside changed; 1: it did
+    python -m slicetune.engine.audit runs/caneft                   # exit code 0: nothing else changed; 1: it did
+    python -m slicetune.engine.audit models/llama runs/caneft      # with a base of one's own choice
 
-It reads the two folders and the neuron set, no live model and nothing of what training says it did.
+Methods that choose neurons: their slices. LoRA and DoRA: the layers that they were merged into. LLaMA Pro: nothing of
+the base; its new blocks are set apart. Full: anything, which is said. It reads the two folders, the neuron set and
+which method it was; no live model and nothing of what training says it did.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -16,12 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .config import method_from
 from .errors import UserError
+from .models import read_config
+from .shapes import from_config
 from .shards import match_names, open_shard, tensor_files
 
 if TYPE_CHECKING:
+    from .expansion import Expansion
+    from .methods.method import Method
     from .neurons import NeuronSet
 
 NAMED = 5
@@ -34,17 +43,32 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Chosen:
     """The part of one tensor that may change."""
 
-    projection: str
-    slices: tuple[tuple[str, Tensor], ...]
-    """(axis `row` or `column`, index)."""
+    part: str
+    """What it is counted under: a projection, or a layer's name within its block."""
+    slices: tuple[tuple[str, Tensor], ...] | None
+    """(axis `row` or `column`, index); None: all of it."""
 
     def mask(self, shape: torch.Size) -> Tensor:
+        if self.slices is None:
+            return torch.ones((), dtype=torch.bool).expand(shape)
         mask = torch.zeros(shape, dtype=torch.bool)
         for axis, index in self.slices:
             if len(index) and int(index.max()) >= shape[0 if axis == "row" else 1]:
-                raise UserError(f"the neuron set names {self.projection} {axis} {int(index.max())} of {tuple(shape)}")
+                raise UserError(f"the neuron set names {self.part} {axis} {int(index.max())} of {tuple(shape)}")
             mask[index if axis == "row" else (slice(None), index)] = True
         return mask
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What may change: weights of the base's tensors (by the name in its files), and blocks that are added."""
+
+    title: str
+    """The method, and what it may change, in words."""
+    chosen: Mapping[str, Chosen]
+    parts: tuple[str, ...] = ()
+    """What is counted apart, in the order of the report."""
+    expansion: Expansion | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +83,13 @@ class Difference:
 
 @dataclass
 class AuditReport:
-    """What was compared and what differs; `ok` is the verdict, `str()` the text."""
+    """What was compared and what differs; `ok` is the verdict, `str()` the text, whose last line says it."""
 
+    title: str = ""
     tensors: int = 0
     weights: int = 0
     allowed: Counter[str] = field(default_factory=Counter)
-    """Weights of the neuron set by projection."""
+    """Weights that may change, by projection or layer."""
     changed: Counter[str] = field(default_factory=Counter)
     """Those of them that differ from the base."""
     outside: list[Difference] = field(default_factory=list)
@@ -72,8 +97,9 @@ class AuditReport:
     extra: list[str] = field(default_factory=list)
     cast: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Tensors whose dtype differs, by (base's, export's)."""
-    any_chosen: bool = True
-    """False where there was no neuron set."""
+    new: list[str] = field(default_factory=list)
+    """Tensors of added blocks."""
+    new_weights: int = 0
 
     @property
     def ok(self) -> bool:
@@ -83,22 +109,27 @@ class AuditReport:
         lines = [f"{self.weights:,} weights in {self.tensors} tensors compared bit for bit"]
         for (old, new), count in sorted(self.cast.items()):
             lines.append(f"  {count} tensors are {old} in the base and {new} here: {_comparison(old, new)}")
-        if not self.any_chosen:
-            lines.append("  no neuron set: every difference counts as outside")
         for name, allowed in self.allowed.items():
             changed = self.changed[name]
             share = f" ({changed / allowed:.1%})" if allowed else ""
-            lines.append(f"  inside, {name}: {changed:,} of {allowed:,} chosen weights changed{share}")
+            lines.append(f"  inside, {name}: {changed:,} of {allowed:,} weights that may change did{share}")
+        if self.new:
+            lines.append(f"  new: {self.new_weights:,} weights in {len(self.new)} tensors that the base does not have")
         lines += [f"  missing: {name}" for name in self.missing[:NAMED]]
         lines += [f"  not in the base: {name}" for name in self.extra[:NAMED]]
         for difference in self.outside[:NAMED]:
             lines.append(f"  OUTSIDE, {difference.tensor}: {difference.count:,} weights differ")
             lines += [f"    at {where}: base {old!r}, export {new!r}" for where, old, new in difference.positions]
         if self.ok:
+            changed, allowed = self.changed.total(), self.allowed.total()
+            kept = self.weights - allowed
             lines.append("  outside: none changed")
+            lines.append(
+                f"PASSED, {self.title}: {changed:,} of those {allowed:,} weights changed, {kept:,} are as in the base"
+            )
         else:
             bad = len(self.outside) + len(self.missing) + len(self.extra)
-            lines.append(f"  FAILED: {bad} tensors differ from the base outside the neuron set")
+            lines.append(f"FAILED, {self.title}: {bad} tensors differ from the base otherwise")
         return "\n".join(lines)
 
 
@@ -107,43 +138,93 @@ def audit(
 ) -> AuditReport:
     """Compare `base_dir` with the model of `run_dir` (a run's folder, or a model folder itself).
 
-    `neurons` defaults to the run's neurons.safetensors; with neither, every difference counts as outside. Tensors of
-    another dtype are compared after the base's values were cast to it: exactly where it is wider, rounded where it is
-    narrower. Raises UserError where a folder cannot be read or the neuron set belongs to another model.
+    What may change follows from the run's method and its neurons.safetensors, or is `neurons`; of a model folder
+    without them, nothing may. Tensors of another dtype are compared after the base's values were cast to it: exactly
+    where it is wider, rounded where it is narrower. Raises UserError where a folder cannot be read, the neuron set
+    belongs to another model, or the run trained nothing.
     """
     base, run = Path(base_dir), Path(run_dir)
     if (run / "attached").is_dir():
         raise UserError(f"{run}: what was trained lies beside the base, in attached/; there are no weights to compare")
     model = run / "model" if (run / "model").is_dir() else run
-    if neurons is None and model != run and (run / "neurons.safetensors").is_file():
+    ours = tensor_files(base)
+    scope = scope_of(base, run, neurons, ours)
+    theirs = tensor_files(model)
+    places = {name: scope.expansion.names(name) if scope.expansion else [name] for name in ours}
+    expected = {place for names in places.values() for place in names}
+    report = AuditReport(
+        title=scope.title, missing=sorted(expected - theirs.keys()), extra=sorted(theirs.keys() - expected)
+    )
+    report.allowed = Counter(dict.fromkeys(scope.parts, 0))
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, (place, *copies) in places.items():
+        report.new += [copy for copy in copies if copy in theirs]
+        if place in theirs:
+            pairs.setdefault((ours[name], theirs[place]), []).append((name, place))
+    for (left, right), names in pairs.items():
+        with open_shard(base / left) as old, open_shard(model / right) as new:
+            for name, place in names:
+                _compare(report, place, old.read(name), new.read(place), scope.chosen.get(name))
+    for shard in sorted({theirs[name] for name in report.new}):
+        with open_shard(model / shard) as opened:
+            report.new_weights += sum(opened.entries[name].count for name in report.new if theirs[name] == shard)
+    return report
+
+
+def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str, str]) -> Scope:
+    """What may change in a run; `keys` are the tensors of the base."""
+    method = None if neurons is not None else _method(run)
+    if method is not None and not method.trains:
+        raise UserError(f"{run}: {method.title} trains nothing, so there is no model of its own to compare")
+    if method is not None and not method.merges:
+        raise UserError(
+            f"{run}: {method.title} keeps what it trained in attached/, beside the base: nothing to compare"
+        )
+    if neurons is None and (method is None or method.selects) and (run / "neurons.safetensors").is_file():
         from .neurons import NeuronSet
 
         neurons = NeuronSet.load(run / "neurons.safetensors")
-    ours, theirs = tensor_files(base), tensor_files(model)
-    chosen = chosen_weights(base, neurons, ours) if neurons is not None else {}
-    report = AuditReport(missing=sorted(ours.keys() - theirs.keys()), extra=sorted(theirs.keys() - ours.keys()))
-    report.any_chosen = neurons is not None
+    name = f"{method.title}: " if method else ""
     if neurons is not None:
-        report.allowed = Counter(dict.fromkeys(neurons.widths, 0))
-    pairs: dict[tuple[str, str], list[str]] = {}
-    for name in ours:
-        if name in theirs:
-            pairs.setdefault((ours[name], theirs[name]), []).append(name)
-    for (left, right), names in pairs.items():
-        with open_shard(base / left) as old, open_shard(model / right) as new:
-            for name in names:
-                _compare(report, name, old.read(name), new.read(name), chosen.get(name))
-    return report
+        chosen = chosen_weights(base, neurons, keys)
+        return Scope(f"{name}{neurons.count:,} chosen slices may change", chosen, tuple(neurons.widths))
+    if method is None or method.selects:
+        return Scope(f"{name}no neuron set, so nothing may change", {})
+    allowed = method.may_change(_empty(base))
+    if allowed is None:
+        whole = dict.fromkeys(keys, Chosen("all", None))
+        return Scope(f"{name}everything may change, so there is nothing to prove", whole, ("all",))
+    chosen = {key: Chosen(live.split(".")[-2], None) for live, key in match_names(allowed, keys).items()}
+    parts = tuple(sorted({each.part for each in chosen.values()}))
+    expansion = method.expansion(from_config(read_config(base)).layers)
+    if expansion:
+        title = f"{name}{len(expansion.after)} new blocks, nothing of the base may change"
+        return Scope(title, chosen, parts, expansion)
+    return Scope(f"{name}{len(chosen)} layers that it was merged into may change", chosen, parts)
+
+
+def _method(run: Path) -> Method | None:
+    """Which method a run's folder is of; None for a model folder."""
+    try:
+        stored = json.loads((run / "config.json").read_text(encoding="utf-8")).get("method")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return method_from(stored) if isinstance(stored, dict) else None
+
+
+def _empty(base: Path) -> nn.Module:
+    """The base without memory: its modules and their names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
 
 
 def chosen_weights(base: Path, neurons: NeuronSet, keys: Mapping[str, str]) -> dict[str, Chosen]:
     """Which part of which tensor of the base belongs to the neuron set; FFNs are found in an empty copy of it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from .ffn import find_ffns
 
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    empty = _empty(base)
     sites = {site.layer: site for site in find_ffns(empty)}
     live: dict[str, Chosen] = {}
     parts: dict[tuple[int, str], list[tuple[str, Tensor]]] = {}
@@ -171,13 +252,13 @@ def _compare(report: AuditReport, name: str, base: Tensor, export: Tensor, chose
         return
     mask = chosen.mask(base.shape) if chosen else None
     if mask is not None:
-        report.allowed[chosen.projection] += int(mask.sum())
+        report.allowed[chosen.part] += int(mask.sum())
     old, new = _bits(base.to(export.dtype)), _bits(export)
     if torch.equal(old, new):
         return
     differs = old != new
     if mask is not None:
-        report.changed[chosen.projection] += int((differs & mask).sum())
+        report.changed[chosen.part] += int((differs & mask).sum())
         differs &= ~mask
     count = int(differs.sum())
     if count:
@@ -201,18 +282,27 @@ def _comparison(old: str, new: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`BASE RUN` → 0 if nothing outside the neuron set changed, 1 if something did, 2 if that cannot be told."""
+    """`[BASE] RUN` → 0 if nothing else changed, 1 if something did, 2 if that cannot be told."""
     from .cli import one_line
     from .models import snapshot
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 2:
-        print("usage: python -m slicetune.engine.audit BASE RUN", file=sys.stderr)
+    if len(arguments) not in (1, 2):
+        print("usage: python -m slicetune.engine.audit [BASE] RUN", file=sys.stderr)
         return 2
     with one_line():
-        report = audit(snapshot(arguments[0]), arguments[1])
+        base = arguments[0] if len(arguments) == 2 else _base_of(Path(arguments[0]))
+        report = audit(snapshot(base), arguments[-1])
     print(report)
     return 0 if report.ok else 1
+
+
+def _base_of(run: Path) -> str:
+    """The --model.path of a run."""
+    try:
+        return json.loads((run / "config.json").read_text(encoding="utf-8"))["model"]["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run}: no run's folder, so its base is not known: give BASE RUN") from None
 
 
 if __name__ == "__main__":

@@ -252,6 +252,10 @@ class EvaluateConfig:
     """sacreBLEU's smoothing of an n-gram order without a match; its signature names it. LANDeRMT prints `none`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the exported model; `auto` is the base checkpoint's own."""
+    comet: str = ""
+    """COMET too: a model of the hub, or its folder; `default` is Unbabel/wmt22-cometkiwi-da (no references)."""
+    comet_python: str = ""
+    """Python of COMET's environment (`make comet-env`); empty: $SLICETUNE_COMET_PYTHON, else .venv-comet's."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "evaluate", dict.fromkeys(("batch_size", "max_new_tokens"), (1, math.inf)))
@@ -315,6 +319,19 @@ def as_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, Method):
         return {"kind": config.name} | plain
     return plain | {"method": as_dict(config.method)} if isinstance(config, RunConfig) else plain
+
+
+def method_from(stored: dict[str, Any]) -> Method:
+    """The method that `as_dict` made plain. Raises UserError for one that this version does not know."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    name = fields.pop("kind", None)
+    for kind in AnyMethod.__args__:
+        if kind.__module__.rpartition(".")[2] == name:
+            try:
+                return kind(**fields)
+            except TypeError as error:
+                raise UserError(f"method {name}: {error}: this run is of another version") from None
+    raise UserError(f"method {name!r} is unknown: this run is of another version")
 
 
 def fingerprint(value: Any) -> str:

@@ -65,8 +65,12 @@ def average(
 
 
 def mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Unweighted means of bleu and chrf; of bleu_13a too where a row has one, other rows' bleu being that already."""
-    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+    """Unweighted means of bleu and chrf, and of comet where all rows have it.
+
+    Of bleu_13a too where a row has one, other rows' bleu being that already.
+    """
+    metrics = [metric for metric in (*METRICS, "comet") if all(metric in row for row in rows)]
+    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in metrics}
     if any("bleu_13a" in row for row in rows):
         means["bleu_13a"] = sum(row.get("bleu_13a", row["bleu"]) for row in rows) / len(rows)
     return means

@@ -17,33 +17,36 @@ from typing import Any
 
 from . import page, prompts, sections
 from .neurons import NeuronSet
-from .sections import METRICS, Artefacts, domain_name, duration, score_rows, system_name
+from .sections import Artefacts, comet_line, domain_name, duration, metrics, score_rows, system_name
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """BLEU and chrF of every domain and system with averages, trainable parameters, time per stage, the report's path.
+    """Scores of every domain and system with averages, trainable parameters, time per stage, the report's path.
 
     The last system is compared with the first where there are several.
     """
     systems = results["systems"]
     names = list(systems)
-    head = ["", "n", *(f"{system_name(name)} {label}" for _, label in METRICS for name in names)]
+    shown = metrics(results)
+    head = ["", "n", *(f"{system_name(name)} {label}" for _, label in shown for name in names)]
     if len(names) > 1:
-        head += [f"{label} change" for _, label in METRICS]
+        head += [f"{label} change" for _, label in shown]
     rows: list[list[str]] = [head, []]
     for kind, name, n, scores in score_rows(results):
         if kind in ("mean", "all"):
             rows.append([])
-        values = [[f"{score[metric]:.2f}" if score else "-" for score in scores] for metric, _ in METRICS]
-        cells = [name, f"{n:,}" if n else "", *values[0], *values[1]]
+        values = [f"{score[metric]:.2f}" if score else "-" for metric, _ in shown for score in scores]
+        cells = [name, f"{n:,}" if n else "", *values]
         if len(names) > 1:
-            cells += [f"{scores[-1][m] - scores[0][m]:+.2f}" if scores[0] and scores[-1] else "-" for m, _ in METRICS]
+            cells += [f"{scores[-1][m] - scores[0][m]:+.2f}" if scores[0] and scores[-1] else "-" for m, _ in shown]
         rows.append(cells)
     lines = _aligned(rows)
     lines += ["", f"trainable parameters  {results['trainable_parameters']:,}"]
     if results.get("seconds"):
         stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
         lines.append(f"time                  {stages} · all {duration(sum(results['seconds'].values()))}")
+    if line := comet_line(results):
+        lines.append(f"COMET                 {line}")
     if results.get("report"):
         lines.append(f"report                {results['report']}")
     return "\n".join(lines)

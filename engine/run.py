@@ -21,6 +21,7 @@ from . import (
     baichuan,
     bottleneck,
     checkpoint,
+    comet,
     corpus,
     delta,
     detection_stages,
@@ -95,7 +96,8 @@ class Run:
         self.stages.settings |= source | {"data": data, "seed": c.seed}
         self._train_stages()
         self._decode_stages()
-        found = distributed.share_object(distributed.first(self.evaluate))
+        said = comet.stage(c, self.systems, self.stages, self.tests)
+        found = distributed.share_object(distributed.first(lambda: self.evaluate(said)))
         distributed.print0(table(found))
         return found
 
@@ -125,7 +127,8 @@ class Run:
     def _decode_stages(self) -> None:
         """Translations of what is compared; the adapter comes last, so that asking for it later undoes nothing."""
         c, out, do = self.config, self.out, self.stages.do
-        decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in ("batch_size", "base", "dtype", "smooth")}
+        apart = ("batch_size", "base", "dtype", "smooth", "comet", "comet_python")
+        decoding = {k: v for k, v in as_dict(c.evaluate).items() if k not in apart}
         decoding |= {"unseen": list(c.data.unseen), "test_sentences": c.data.test_sentences}
         decoding |= {"test": {s.domain: s.fingerprint for s in self.report.splits if s.name == "test"}}
         if "base" in self.systems:
@@ -386,11 +389,12 @@ class Run:
                     distributed.print0(f"{name}: {what}, to keep to --data.max-length {limit}")
         return found
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, comet_said: dict[str, Any]) -> dict[str, Any]:
         tests = self.tests()
         results.write_sides(self.out, tests)
         found = results.scores(self.out, self.directions, self.systems, tests, self.config.evaluate.smooth)
         found |= results.training(self.out)
+        comet.add(found, comet_said, self.out)
         found |= {"method": self.name, "model": self.config.model.path}
         found |= {"train_sentences": self.config.train_sentences} if self.config.method.trains else {}
         found |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}

@@ -26,6 +26,7 @@ BINS = 15
 SAMPLES = 5
 """Sentences of each domain whose translations are shown."""
 METRICS = (("bleu", "BLEU"), ("chrf", "chrF"))
+COMET = ("comet", "COMET")
 SYSTEMS = {kind.__module__.rpartition(".")[2]: kind.title for kind in AnyMethod.__args__}
 """How a method is written; other systems by their own name."""
 
@@ -117,6 +118,23 @@ def domain_name(name: str) -> str:
     return f"{pair} {prompts.DOMAINS.get(domain, domain)}".strip()
 
 
+def metrics(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, label) of the metrics that these results have."""
+    scores = [score for system in results["systems"].values() for score in system["domains"].values()]
+    return [*METRICS, *([COMET] if scores and all("comet" in score for score in scores) else [])]
+
+
+def comet_line(results: Mapping[str, Any]) -> str:
+    """Which model COMET's scores are of, or why there are none; empty where nobody asked."""
+    said = results.get("comet")
+    if not said:
+        return ""
+    if "missing" in said:
+        return f"{said['model']} is not computed: {said['missing']}"
+    kind = "with references" if said["references"] else "without references"
+    return f"{said['model']}, {kind}, × 100 (unbabel-comet {said['version']})"
+
+
 def duration(seconds: float) -> str:
     """8.1 s, 3 min 12 s, 1 h 02 min."""
     if seconds < 59.95:
@@ -150,14 +168,14 @@ def facts(run: Artefacts) -> list[tuple[str, str]]:
 def quality(run: Artefacts) -> str:
     """The table of scores: every system, the difference to the first one beside each other."""
     names = [system_name(name) for name in run.results["systems"]]
-    span = 2 * len(names) - 1
-    first = "<tr><th></th><th></th>" + "".join(f'<th colspan="{span}">{label}</th>' for _, label in METRICS) + "</tr>"
+    span, shown = 2 * len(names) - 1, metrics(run.results)
+    first = "<tr><th></th><th></th>" + "".join(f'<th colspan="{span}">{label}</th>' for _, label in shown) + "</tr>"
     one = f"<th>{escape(names[0])}</th>" + "".join(f"<th>{escape(name)}</th><th>change</th>" for name in names[1:])
-    head = f"{first}<tr><th>domain</th><th>sentences</th>{one * len(METRICS)}</tr>"
+    head = f"{first}<tr><th>domain</th><th>sentences</th>{one * len(shown)}</tr>"
     rows = []
     for kind, name, n, scores in score_rows(run.results):
         cells = [escape(name), f"{n:,}" if n else ""]
-        for metric, _ in METRICS:
+        for metric, _ in shown:
             for i, score in enumerate(scores):
                 cells.append(f"{score[metric]:.2f}" if score else "–")
                 if i:
@@ -253,6 +271,8 @@ def signatures(run: Artefacts) -> str:
             found |= {
                 f"{label} {signed[key]}": None for key, label in (*METRICS, ("bleu_13a", "BLEU")) if key in signed
             }
+    if line := comet_line(run.results):
+        found[f"COMET {line}"] = None
     return "".join(f"<p><code>{escape(text)}</code></p>" for text in found)
 
 

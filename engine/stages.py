@@ -71,6 +71,20 @@ class Stages:
         rows = differences(done["settings"], json.loads(json.dumps(self.settings)))
         return "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
 
+    def aside(self, name: str, settings: dict[str, Any], artefact: Path, work: Callable[[], Any]) -> None:
+        """As `do`, of a stage that nothing follows from: its settings are its own, and changed ones run it again."""
+        done = self.record.get(name)
+        if done and artefact.exists() and not differences(done["settings"], settings):
+            distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
+            return
+        signals.boundary(f"before the {name} stage")
+        distributed.print0(f"[{name}]")
+        start = time.perf_counter()
+        work()
+        self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
+        if distributed.rank() == 0:
+            write_atomically(self.path, json.dumps(self.record, indent=1))
+
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""
         return {name: entry["seconds"] for name, entry in self.record.items()}

@@ -10,9 +10,10 @@ import torch
 import toys
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine import checkpoint, distributed, signals, status
+from slicetune.engine import checkpoint, comet, distributed, signals, status
 from slicetune.engine.batching import pack
-from slicetune.engine.config import ScoreConfig
+from slicetune.engine.config import EvaluateConfig, ScoreConfig
+from slicetune.engine.corpus import Pair
 from slicetune.engine.detect import detect, prompt_only
 from slicetune.engine.detection import Detection
 from slicetune.engine.errors import Interrupted, UserError
@@ -22,6 +23,7 @@ from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.progress import Progress
 from slicetune.engine.scoring import score
 from slicetune.engine.shapes import from_config
+from slicetune.engine.stages import Stages
 from slicetune.engine.statistics import Statistics
 from slicetune.engine.training import train
 
@@ -75,6 +77,14 @@ def detect_toys(count: int, tokens_per_batch: int) -> dict[str, torch.Tensor]:
     prompts = [prompt_only(example) for example in toys.examples(count)]
     detect(model, prompts, toys.examples(count, seed=1), detection, config, rank=distributed.rank(), world=2)
     return {name: getattr(detection, name) for name in detection.SUMS}
+
+
+def ask_comet(out: str, python: str, model: str) -> dict[str, Any]:
+    """The COMET stage of a run's folder, with the Python that it is given."""
+    config = toys.config(out, data_seen=("it",), data_unseen=())
+    config.evaluate = EvaluateConfig(comet=model, comet_python=python)
+    pairs = [Pair("Die Anlage.", "The annex.", "it", i, ("de", "en")) for i in (1, 2)]
+    return comet.stage(config, ["base"], Stages(Path(out)), lambda: {"it": pairs})
 
 
 def train_wrapped(wrapper: str, sentences: int, steps: int) -> dict[str, torch.Tensor]:

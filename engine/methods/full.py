@@ -32,5 +32,8 @@ class Full(Method):
     def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
         model.requires_grad_(True)
 
+    def may_change(self, model: nn.Module) -> None:
+        return None
+
     def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         return whole_patches(tensors)

@@ -80,6 +80,9 @@ class Lora(Method):
         linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks))
         return [name for name in linears if name.rpartition(".")[2] in wanted]
 
+    def may_change(self, model: nn.Module) -> set[str]:
+        return {f"{name}.weight" for name in self.targets(model)}
+
     def peft_config(self, targets: list[str]):
         from peft import LoraConfig
 

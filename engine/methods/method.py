@@ -65,6 +65,13 @@ class Method:
         """What a checkpoint's tensors (`master/<name>`: trained values, fp32) change in the model: name → values."""
         return slice_patches(base, neurons, tensors)
 
+    def may_change(self, model: nn.Module) -> set[str] | None:
+        """Names of the tensors of the base that may differ as a whole when the run is done; None: any of them.
+
+        What a NeuronSet names is not among them. `model` is the base without memory. audit.py holds a run to it.
+        """
+        return set()
+
     def expansion(self, layers: int) -> Expansion | None:
         """Blocks that the exported model has besides the base's."""
         return None

@@ -1,7 +1,9 @@
-"""The audit: passes what training may change, and finds a single flipped bit anywhere else."""
+"""The audit: passes what each method may change, and finds a single flipped bit anywhere else."""
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slicetune.engine.audit import audit, main
+from slicetune.engine.config import RunConfig, as_dict
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
+from slicetune.engine.methods.adapter import Adapter
+from slicetune.engine.methods.base import Base
+from slicetune.engine.methods.dora import Dora
+from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.llama_pro import LlamaPro
+from slicetune.engine.methods.lora import Lora
+from slicetune.engine.methods.lora_mlp import LoraMlp
+from slicetune.engine.methods.method import Method
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.slices import Patch
 
@@ -180,8 +191,91 @@ def test_the_command_itself(tmp_path):
         [sys.executable, "-m", "slicetune.engine.audit", base, run], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "inside, gate: 64 of 64 chosen weights changed (100.0%)" in done.stdout
-    assert main(["one"]) == 2
+    assert "inside, gate: 64 of 64 weights that may change did (100.0%)" in done.stdout
+    assert re.fullmatch(r"PASSED, 3 chosen slices may change: 96 of those 96 .*", done.stdout.splitlines()[-1])
+    assert main([]) == main(["a", "b", "c"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         main([str(base), str(tmp_path / "nowhere")])
     assert stop.value.code == 2
+
+
+def trained_run(tmp_path: Path, method: Method) -> tuple[Path, Path]:
+    """A run's folder as the method leaves it, of masters moved by hand."""
+    base, run = llama(tmp_path / "base"), tmp_path / "run"
+    run.mkdir()
+    config = RunConfig(method=method)
+    config.model.path = str(base)
+    (run / "config.json").write_text(json.dumps(as_dict(config)))
+    live = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    method.prepare(live, None, config)
+    masters = {f"master/{name}": p.detach() + 0.25 for name, p in live.named_parameters() if p.requires_grad}
+    expansion = method.expansion(2)
+    export_model(base, method.patches(base, None, masters), run / "model", expansion=expansion)
+    return base, run
+
+
+PER_BLOCK = {"q_proj": 1024, "k_proj": 1024, "v_proj": 1024, "o_proj": 1024}
+MLP = {"gate_proj": 1536, "up_proj": 1536, "down_proj": 1536}
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"), [(Lora(rank=2), PER_BLOCK | MLP), (Dora(rank=2), PER_BLOCK | MLP), (LoraMlp(rank=2), MLP)]
+)
+def test_adapters_change_the_layers_that_they_were_merged_into(method, layers, tmp_path, capsys):
+    _, run = trained_run(tmp_path, method)
+    assert main([str(run)]) == 0  # the base is the run's own
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith(f"PASSED, {method.title}: {2 * len(layers)} layers that it was merged into may change: ")
+    report = audit(tmp_path / "base", run)
+    assert report.allowed == {name: 2 * size for name, size in layers.items()}
+    assert all(report.changed[name] > 0.9 * size for name, size in report.allowed.items())
+    other = (
+        "model.layers.1.self_attn.o_proj.weight"
+        if method.name == "lora_mlp"
+        else "model.layers.1.input_layernorm.weight"
+    )
+    edit(run / "model", other, lambda t: t.index_fill(0, torch.tensor([3]), 0.5))
+    assert [d.tensor for d in audit(tmp_path / "base", run).outside] == [other]
+
+
+def test_llama_pro_keeps_the_old_blocks_and_sets_the_new_ones_apart(tmp_path, capsys):
+    _, run = trained_run(tmp_path, LlamaPro(blocks=2))
+    report = audit(tmp_path / "base", run)
+    assert report.ok
+    block = 4 * 1024 + 3 * 1536 + 2 * 32
+    assert (report.new_weights, len(report.new)) == (2 * block, 18)
+    assert {name.split(".")[2] for name in report.new} == {"1", "3"}  # block 1 of the base is block 2 now
+    assert main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"  new: {2 * block:,} weights in 18 tensors" in out
+    assert "PASSED, LLaMA Pro: 2 new blocks, nothing of the base may change: 0 of those 0 weights" in out
+    edit(run / "model", "model.layers.1.mlp.up_proj.weight", lambda t: t + 1)  # a new block's
+    assert audit(tmp_path / "base", run).ok
+    edit(run / "model", "model.layers.2.mlp.up_proj.weight", lambda t: t.index_fill(0, torch.tensor([3]), 0.5))
+    assert [d.tensor for d in audit(tmp_path / "base", run).outside] == ["model.layers.2.mlp.up_proj.weight"]
+    assert main([str(run)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED, LLaMA Pro: ")
+
+
+def test_full_says_that_it_proves_nothing(tmp_path):
+    base, run = trained_run(tmp_path, Full())
+    report = audit(base, run)
+    assert report.ok
+    assert report.changed.total() == report.allowed.total() == report.weights
+    assert "PASSED, Full: everything may change, so there is nothing to prove: " in str(report)
+    edit(run / "model", "model.norm.weight", lambda t: t[:31].contiguous())
+    assert not audit(base, run).ok  # but shapes are the base's
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [(Base(), "Base trains nothing"), (Adapter(), "Adapter keeps what it trained in attached/")]
+)
+def test_a_run_without_a_model_of_its_own_is_said_to_be_one(method, words, tmp_path):
+    base = llama(tmp_path / "base")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(as_dict(RunConfig(method=method))))
+    with pytest.raises(UserError, match=words):
+        audit(base, tmp_path / "run")
