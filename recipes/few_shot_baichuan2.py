@@ -20,6 +20,7 @@ CONFIG = RunConfig(
         seen=("wmt",),
         unseen=(),
         prompt="templates",
+        max_length=2048,
     ),
     method=FewShot(),
     evaluate=EvaluateConfig(smooth="none"),

@@ -1,5 +1,7 @@
 """The base model with five examples in its prompt, two directions, on an embedded model that knows both.
 
+It shows the program at work, not what examples are good for: a model this small has never read more than one turn.
+
 torchrun --nproc_per_node 2 recipes/few_shot_tiny.py
 """
 

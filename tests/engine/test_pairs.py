@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import corpus, prompts, results, sections
+from slicetune.engine import corpus, memory, prompts, results, sections
 from slicetune.engine.batching import examples
-from slicetune.engine.config import DataConfig
+from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.errors import UserError
+from slicetune.engine.estimate import corpus_of
 from slicetune.engine.report import table
+from slicetune.engine.shapes import resolve
 from slicetune.engine.translation import translate, write_lines
 
 PAIRS = ("de-en", "en-de", "fr-en")
@@ -56,9 +58,25 @@ def test_a_direction_has_the_domains_that_the_corpus_has_of_it(root):
         ("fr-en/it", split) for split in ("train", "dev", "test")
     }
     assert "scored sentences (de-en 4, en-de 4, fr-en 2): a direction with fewer weighs less" in str(report)
+    many = corpus.check(data_of(root, score_sentences=4)).notes
+    assert [note for note in many if "fewer than" in note] == [
+        "de-en/it/train has 3 sentences, de-en/law/train has 3 sentences, en-de/it/train has 3 sentences, "
+        "en-de/law/train has 3 sentences, fr-en/it/train has 3 sentences, fewer than --data.score-sentences 4"
+    ]
     alone = data_of(root, pairs=())
     assert corpus.directions(alone) == [alone]
     assert alone.groups == ("it", "law")
+
+
+def test_a_dry_run_counts_every_direction(root):
+    found = corpus_of(RunConfig(data=data_of(root, score_sentences=9, train_sentences=2)))
+    assert found.scored == {"de-en/it": 3, "de-en/law": 3, "en-de/it": 3, "en-de/law": 3, "fr-en/it": 3}
+    assert found.trained == dict.fromkeys(found.scored, 2)
+    assumed = corpus_of(RunConfig(data=data_of("tiny", pairs=PAIRS[:2], train_sentences=2)))
+    assert assumed.trained == dict.fromkeys(("de-en/it", "de-en/law", "en-de/it", "en-de/law"), 2)
+    shape = resolve("tiny-pairs")
+    directions, domains = (RunConfig(data=data_of(root, pairs=pairs)) for pairs in (PAIRS, ()))
+    assert 2 * memory.counts_bytes(directions, shape) == 3 * memory.counts_bytes(domains, shape)
 
 
 def test_a_direction_reads_a_folder_the_other_way_round(root):
