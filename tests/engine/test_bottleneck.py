@@ -19,7 +19,6 @@ from slicetune.engine.methods.adapter import Adapter
 from slicetune.engine.methods.adapter_lora import AdapterLora
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.shapes import BAICHUAN2_7B, BLOOM_7B1, from_config
-from slicetune.engine.zero import load_masters
 
 QKV = ("query_key_value",)
 METHODS = [Adapter(width=5), AdapterLora(width=5, rank=3, target_modules=QKV)]
@@ -86,60 +85,60 @@ def test_counts_of_the_papers_models_by_hand():
     assert 64 * (2 * 4096 * 1640 + 1640 + 4096) == 860_199_424 == Adapter().bounds(BAICHUAN2_7B).exact
 
 
-@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.name)
-def trained(request, pool, tmp_path_factory):
-    """Five steps on BLOOM at every stage: method, {stage: (folder, tensors)}, both ranks' starts."""
-    runs = {}
+@pytest.fixture(scope="module")
+def runs(pool, tmp_path_factory):
+    """Five steps of adapters and LoRA on BLOOM at every stage: {stage: (folder, tensors)}, both ranks' starts."""
+    found, starts = {}, []
     for stage in (1, 2, 3):
-        out = tmp_path_factory.mktemp(f"{request.param.name}{stage}")
-        settings = FIVE_STEPS | {"zero_stage": stage, "method": request.param}
-        both = pool.run("train_method", str(out), settings, "bloom")
-        runs[stage] = out, both[0][0]
-    return request.param, runs, [before for _, before in both]
+        out = tmp_path_factory.mktemp(f"adapter{stage}")
+        both = pool.run("train_method", str(out), FIVE_STEPS | {"zero_stage": stage, "method": METHODS[1]}, "bloom")
+        found[stage], starts = (out, both[0][0]), [before for _, before in both]
+    return found, starts
 
 
 def masters(tensors):
     return {name.removeprefix("master/"): t for name, t in tensors.items() if name.startswith("master/")}
 
 
-def test_all_of_it_is_trained_and_stages_agree(trained):
-    method, runs, (first, second) = trained
-    assert sum(p.numel() for p in first.values()) == method.bounds(from_config(toys.bloom().config)).exact
-    one = masters(runs[1][1])
+def test_all_of_it_is_trained_and_stages_agree(runs):
+    found, (first, second) = runs
+    assert sum(p.numel() for p in first.values()) == METHODS[1].bounds(from_config(toys.bloom().config)).exact
+    one = masters(found[1][1])
     assert one.keys() == first.keys() == second.keys()
     for name, before in first.items():
         assert torch.equal(before, second[name])
         assert not torch.equal(one[name], before), name
         for stage in (2, 3):
-            assert (one[name] - masters(runs[stage][1])[name]).norm() <= 1e-4 * one[name].norm(), (name, stage)
+            assert (one[name] - masters(found[stage][1])[name]).norm() <= 1e-4 * one[name].norm(), (name, stage)
 
 
-def test_resume_equals_unbroken(trained, pool):
-    method, runs, _ = trained
-    out, tensors = runs[3]
+def test_resume_equals_unbroken(runs, pool):
+    out, tensors = runs[0][3]
     shutil.rmtree(out / "checkpoints" / "step-5")
-    settings = FIVE_STEPS | {"zero_stage": 3, "method": method}
+    settings = FIVE_STEPS | {"zero_stage": 3, "method": METHODS[1]}
     again = pool.run("train_method", str(out), settings, "bloom")[0][0]
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-@pytest.fixture
-def attached(trained, tmp_path):
-    method, runs, _ = trained
+@pytest.fixture(params=METHODS, ids=lambda method: method.name)
+def attached(request, tmp_path):
+    """A live model with adapters of any values, and the folder that holds them."""
+    live = toys.bloom()
+    request.param.prepare(live, None, RunConfig())
+    with torch.no_grad():
+        trained = {n: p.normal_(std=0.3) for n, p in live.named_parameters() if p.requires_grad}
+    tensors = {f"{kind}/{n}": p.clone() for n, p in trained.items() for kind in ("master", "exp_avg")}
     toys.bloom().save_pretrained(tmp_path / "base")
     known = models.fingerprint(tmp_path / "base")
-    line = bottleneck.save(tmp_path / "run/attached", method, str(tmp_path / "base"), known, runs[1][1])
-    assert "trained parameters beside the base" in line
-    return tmp_path / "run/attached"
+    line = bottleneck.save(tmp_path / "run/attached", request.param, str(tmp_path / "base"), known, tensors)
+    assert f"{sum(p.numel() for p in trained.values()):,} trained parameters beside the base" in line
+    return live, tmp_path / "run/attached"
 
 
-def test_loaded_is_what_was_trained(trained, attached):
-    method, runs, _ = trained
-    live = toys.bloom()
-    method.prepare(live, None, RunConfig())
-    load_masters(live, runs[1][1])
-    again = bottleneck.load(attached, config=ModelConfig(dtype="float32"))
+def test_loaded_is_what_was_trained(attached):
+    live, folder = attached
+    again = bottleneck.load(folder, config=ModelConfig(dtype="float32"))
     ids = torch.tensor([toys.examples(1)[0].input_ids])
     with torch.no_grad():
         assert torch.equal(again(ids).logits, live(ids).logits)
@@ -151,6 +150,7 @@ def test_loaded_is_what_was_trained(trained, attached):
 
 
 def test_what_does_not_fit_is_refused(attached):
+    _, attached = attached
     with pytest.raises(UserError, match="beside the base, in attached/"):
         audit(attached.parents[1] / "base", attached.parent)
     other = toys.bloom(seed=1)
