@@ -117,8 +117,8 @@ def load_domain(data: DataConfig, domain: str, split: str, limit: int = 0, seed:
     """Sound sentence pairs of one split; at most `limit` if that is not 0.
 
     Train pairs come in an order drawn with `seed`, so a smaller limit gives a prefix of what a larger one gives (CANEFT
-    trains on 2k of the 10k that it scores). Dev and test pairs come in the file's order. Raises UserError if the split
-    is missing, empty, or more than `data.max_dropped` of it is broken.
+    trains on 2k of the 10k that it scores); a direction and its reverse draw alike. Dev and test pairs come in the
+    file's order. Raises UserError if the split is missing, empty, or more than `data.max_dropped` of it is broken.
     """
     pairs, _ = _read(data, domain, split)
     if split == "train":

@@ -97,13 +97,17 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
 def describe(run: Artefacts) -> str:
     """The run in words."""
     results, data, train = run.results, run.config.get("data", {}), run.config.get("train", {})
-    seen = [domain_name(name) for name in results["seen"]]
+    seen = list(dict.fromkeys(domain_name(name.rpartition("/")[2]) for name in results["seen"]))
     text = f"{run.method} on {len(seen)} domain{'s' * (len(seen) != 1)} ({', '.join(seen)})"
+    if "pairs" in results:
+        text += f" of {len(results['pairs'])} direction{'s' * (len(results['pairs']) != 1)}"
     if run.neurons is not None and data.get("score_sentences"):
         text += f", up to {data['score_sentences']:,} sentences each scored"
     if results.get("train_sentences"):
         text += f", up to {results['train_sentences']:,} sentences each trained"
     text += ". "
+    if not results["trainable_parameters"]:
+        return f"{text}No weight was trained.{_gain(run)}"
     if run.neurons is not None:
         text += f"{_chosen(run.neurons)} were chosen; their "
     text += f"{results['trainable_parameters']:,} weights were trained"

@@ -14,7 +14,7 @@ from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.errors import UserError
 from slicetune.engine.estimate import corpus_of
-from slicetune.engine.report import table
+from slicetune.engine.report import table, write_report
 from slicetune.engine.shapes import resolve
 from slicetune.engine.translation import translate, write_lines
 
@@ -205,6 +205,11 @@ def test_results_files_and_tables_go_by_direction(tmp_path):
     assert rows["en-zh IT, tok 13a"] == ["0.00", "100.00"]
     assert rows["all, mean"][0] == "100.00"
     assert sections.domain_name("de-en/tatoeba") == "de-en everyday"
+    (tmp_path / "results.json").write_text(json.dumps(found | {"trainable_parameters": 0, "method": "base"}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Base on 1 domain (IT) of 2 directions. No weight was trained.<" in page
+    assert "tok:13a" in page  # the signature of the Chinese row's second BLEU
+    assert "<td>en-zh IT, tok 13a</td>" in page
 
 
 def test_smoothing_is_sacrebleus():
