@@ -139,7 +139,7 @@ def resolve(data: DataConfig, seed: int = 0) -> Prompt:
 def language(code: str) -> str:
     """The name of a language code. Raises UserError if it is not in LANGUAGES."""
     if code not in LANGUAGES:
-        raise UserError(f"--data.pair: language {code!r} is unknown; known are {' '.join(LANGUAGES)}")
+        raise UserError(f"--data.pair or --data.pairs: language {code!r} is unknown; known are {' '.join(LANGUAGES)}")
     return LANGUAGES[code]
 
 

@@ -99,6 +99,28 @@ def test_domains_and_directions_that_are_not_there_are_refused(root):
         DataConfig(pairs=("de-en", "en-de", "de-en"))
 
 
+def test_directions_of_a_hub_set_that_has_a_configuration_for_each(monkeypatch, tmp_path):
+    """OPUS-100's way: `en-fr` serves fr-en too; a direction without one is refused before anything is read."""
+    import datasets
+
+    asked = []
+
+    def load(path, name, split):
+        asked.append((name, split))
+        codes = name.split("-")
+        return datasets.Dataset.from_list([{"translation": {code: f"{code} {i}" for code in codes}} for i in range(2)])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["de-en", "en-fr"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = data_of("someone/opus", seen=("opus",), unseen=(), score_sentences=1)
+    found = [corpus.load_domain(d, "opus", "test")[0] for d in corpus.directions(data)]
+    assert [(p.source, p.target) for p in found] == [("de 0", "en 0"), ("en 0", "de 0"), ("fr 0", "en 0")]
+    assert asked == [("de-en", "test"), ("de-en", "test"), ("en-fr", "test")]
+    with pytest.raises(UserError, match=r"--data\.pairs zh-en: someone/opus has no domain of --data\.seen"):
+        corpus.directions(data_of("someone/opus", pairs=("de-en", "zh-en"), seen=("opus",), unseen=()))
+
+
 def test_fingerprints(root):
     one = corpus.check(data_of(root, pairs=())).fingerprint
     assert one == corpus.check(data_of(root, pairs=(), pair="de-en")).fingerprint
