@@ -144,8 +144,6 @@ def audit(
     belongs to another model, or the run trained nothing.
     """
     base, run = Path(base_dir), Path(run_dir)
-    if (run / "attached").is_dir():
-        raise UserError(f"{run}: what was trained lies beside the base, in attached/; there are no weights to compare")
     model = run / "model" if (run / "model").is_dir() else run
     ours = tensor_files(base)
     scope = scope_of(base, run, neurons, ours)

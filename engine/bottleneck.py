@@ -110,16 +110,20 @@ def load(
     that `save` did not write and for another base.
     """
     from . import models
-    from .config import ModelConfig, RunConfig
+    from .config import ModelConfig, RunConfig, method_from
+    from .methods.adapter import Adapter
     from .zero import load_masters
 
     about, tensors = _read(folder)
+    method = method_from(about["method"])
+    if not isinstance(method, Adapter):
+        raise UserError(f"{folder / ABOUT}: {method.title} attaches no adapters: take the folder as the run wrote it")
     base = base or about["base"]
     if models.fingerprint(models.snapshot(base)) != about["fingerprint"]:
         raise UserError(f"{folder}: was not trained on {base}: name the base model that it was trained on")
     config = config or ModelConfig()
     model = models.load_model(base, config, device or torch.device("cpu"))
-    method_of(about["method"]).prepare(model, None, RunConfig(model=config))
+    method.prepare(model, None, RunConfig(model=config))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if trained != tensors.keys():
         raise UserError(f"{folder / FILE}: does not hold what {ABOUT} says: take the folder as the run wrote it")
@@ -130,21 +134,9 @@ def load(
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if about["format"] != 1 or not all(isinstance(about[key], str) for key in ("base", "fingerprint")):
+        kinds = {"base": str, "fingerprint": str, "method": dict}
+        if about["format"] != 1 or not all(isinstance(about[key], kind) for key, kind in kinds.items()):
             raise ValueError("its format is another one")
         return about, load_file(folder / FILE)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: not an adapter of a run ({error}): name the attached/ folder of one") from None
-
-
-def method_of(settings: dict[str, Any]) -> Method:
-    """The adapter method that `as_dict` wrote. Raises UserError for another one."""
-    from .methods.adapter import Adapter
-    from .methods.adapter_lora import AdapterLora
-
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    kind = fields.pop("kind", None)
-    for known in (Adapter(), AdapterLora()):
-        if known.name == kind and fields.keys() == vars(known).keys():
-            return type(known)(**fields)
-    raise UserError(f"{ABOUT}: method {kind!r} is none that attaches adapters: take the folder as the run wrote it")

@@ -11,7 +11,6 @@ import torch
 import toys
 
 from slicetune.engine import bottleneck, models
-from slicetune.engine.audit import audit
 from slicetune.engine.bottleneck import DEVIATION, Bottleneck
 from slicetune.engine.config import ModelConfig, RunConfig
 from slicetune.engine.errors import UserError
@@ -151,8 +150,6 @@ def test_loaded_is_what_was_trained(attached):
 
 def test_what_does_not_fit_is_refused(attached):
     _, attached = attached
-    with pytest.raises(UserError, match="beside the base, in attached/"):
-        audit(attached.parents[1] / "base", attached.parent)
     other = toys.bloom(seed=1)
     other.config.name = "another"
     other.save_pretrained(attached.parents[1] / "other")
@@ -161,7 +158,7 @@ def test_what_does_not_fit_is_refused(attached):
     about = json.loads((attached / "attached.json").read_text())
     for spoilt, words in (
         (about | {"format": 2}, "another one"),
-        (about | {"method": {"kind": "full"}}, "'full' is none that attaches"),
+        (about | {"method": {"kind": "full"}}, "Full attaches no adapters"),
         (about | {"method": about["method"] | {"width": 0}}, "--method.width 0"),
         ([], "not an adapter of a run"),
     ):
