@@ -18,13 +18,15 @@ import torch
 from torch import nn
 
 from . import checkpoint, distributed, signals
-from .batching import Batch, Example, Order, batches_by_tokens, pack, pad, share
+from .batching import Batch, Example, Order, PairOrder, batches_by_tokens, pack, pad
 from .config import RunConfig, TrainConfig
 from .errors import UserError
 from .guard import FiniteWatch, SpikeWatch, warn_of_spike
 from .loss import target_losses, token_weights
 from .metrics import Metrics
 from .models import packs_long_rows, takes_position_ids
+from .routed import Router
+from .routing import router_of
 from .zero import ZeroEngine, load_masters
 
 
@@ -39,10 +41,11 @@ class Plan:
     steps: int
 
     @staticmethod
-    def of(train: TrainConfig, sentences: int, world: int) -> Plan:
+    def of(train: TrainConfig, sentences: int, world: int, updates_per_epoch: int = 0) -> Plan:
+        """`updates_per_epoch` where the order of sentences says it: micro-batches of one pair fill updates less."""
         micro = train.micro_batch_size or math.ceil(train.global_batch_size / world)
         accumulation = math.ceil(train.global_batch_size / (micro * world))
-        updates = math.ceil(sentences / train.global_batch_size)
+        updates = updates_per_epoch or math.ceil(sentences / train.global_batch_size)
         steps = updates * train.epochs
         return Plan(sentences, micro, accumulation, updates, min(steps, train.max_steps or steps))
 
@@ -66,15 +69,17 @@ def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
 
 
 class Batcher:
-    """Examples to batches on this rank's device, packed or padded."""
+    """Examples to batches on this rank's device, packed or padded; the router of a routed model is told of each."""
 
-    def __init__(self, packed: bool, pad_id: int) -> None:
-        self.packed, self.pad_id = packed, pad_id
+    def __init__(self, packed: bool, pad_id: int, router: Router | None = None) -> None:
+        self.packed, self.pad_id, self.router = packed, pad_id, router
         self.device = distributed.device()
 
     def __call__(self, examples: Sequence[Example], weights: Sequence[float] | None = None) -> Batch:
-        batch = pack(examples, weights) if self.packed else pad(examples, self.pad_id, weights)
-        return batch.to(self.device)
+        batch = (pack(examples, weights) if self.packed else pad(examples, self.pad_id, weights)).to(self.device)
+        if self.router:
+            self.router.read(batch)
+        return batch
 
     def filled(self, examples: Sequence[Example], filler: Example) -> Batch:
         """A rank without a sentence runs `filler` with weight 0: every rank takes part in every collective."""
@@ -98,9 +103,10 @@ def train(
     Interrupted, with the step saved, after a signal to any rank.
     """
     rank, world = distributed.rank(), distributed.world()
-    plan = Plan.of(config.train, len(examples), world)
+    router = router_of(model)
+    order = _order(config, examples, router)
+    plan = Plan.of(config.train, len(examples), world, order.updates_per_epoch)
     distributed.print0(f"training: {plan}")
-    order = Order(config.seed, len(examples), config.train.global_batch_size)
     root = out / "checkpoints"
     tensors, state = _resume(root, config.resume, identity)
     if state["step"] >= plan.steps:
@@ -111,8 +117,9 @@ def train(
     model.train()
     engine = ZeroEngine(model, config, plan.micro_batch, plan.accumulation)
     if tensors:
-        engine.load_state(tensors, state["step"])
-    batcher, dev_batcher = Batcher(takes_position_ids(model), pad_id), Batcher(packs_long_rows(model), pad_id)
+        engine.load_state(tensors, state["group_steps"])
+    batcher = Batcher(takes_position_ids(model), pad_id, router)
+    dev_batcher = Batcher(packs_long_rows(model), pad_id, router)
     metrics = Metrics(out, config, plan.steps, state["step"], model)
     every = config.train.eval_steps or plan.updates_per_epoch
     save_every = config.train.save_steps or plan.updates_per_epoch
@@ -125,9 +132,10 @@ def train(
         epoch, within = divmod(step, plan.updates_per_epoch)
         update = order.update(epoch, within)
         tokens = sum(len(examples[i].input_ids) - examples[i].target_start for i in update)
-        engine.set_learning_rate(learning_rate(config.train, step, plan.steps))
+        pairs = router.names(examples[i].group for i in update) if router else None
+        engine.begin_update(learning_rate(config.train, step, plan.steps), pairs)
         total = 0.0
-        for indices in share(update, rank, world, plan.accumulation):
+        for indices in order.share(epoch, within, rank, world, plan.accumulation):
             batch = batcher.filled([examples[i] for i in indices], examples[update[0]])
             losses = target_losses(engine, batch)
             loss = (losses * token_weights(batch)).sum() / tokens
@@ -154,6 +162,19 @@ def train(
     metrics.close()
     engine.close()
     return _chosen(root, state, config.train.load_best)
+
+
+def _order(config: RunConfig, examples: Sequence[Example], router: Router | None) -> Order | PairOrder:
+    """A routed model reads micro-batches of one pair. Raises UserError where an update does not divide into them."""
+    update, micro = config.train.global_batch_size, config.train.micro_batch_size
+    if router is None:
+        return Order(config.seed, len(examples), update)
+    if not micro or update % micro:
+        raise UserError(
+            f"--train.global-batch-size {update}, --train.micro-batch-size {micro}: a routed model reads micro-batches "
+            "of one pair, and whole ones an update: set both, as in 80 and 8"
+        )
+    return PairOrder(config.seed, [example.group for example in examples], update // micro, micro)
 
 
 def dev_loss(
@@ -184,7 +205,7 @@ def _evaluate(engine, batcher, dev, config, state, step, metrics) -> None:
 
 
 def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: TrainConfig) -> None:
-    tensors = engine.state()
+    tensors, state = engine.state(), state | {"group_steps": engine.group_steps()}
 
     def write() -> None:
         checkpoint.save(root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()})
@@ -195,7 +216,7 @@ def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: T
 
 def _resume(root: Path, resume: str, identity: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and state to go on from; none and a fresh state at the start."""
-    fresh = {"step": 0, "best_dev_loss": math.inf, "best_step": 0, "dev_step": 0}
+    fresh = {"step": 0, "group_steps": {}, "best_dev_loss": math.inf, "best_step": 0, "dev_step": 0}
     if resume == "auto":
         folder, faults = checkpoint.newest(root)
         for fault in faults:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .config import RunConfig
 from .distributed import rank, world
 from .ffn import FusedFFN
+from .groups import activate, optimizer_groups
 from .optim import SparseColumnAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,7 +62,7 @@ class ZeroEngine:
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         train = config.train
         optimizer = SparseColumnAdamW(
-            list(self.params.values()),
+            optimizer_groups(self.params.values()),
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_epsilon,
@@ -82,13 +84,19 @@ class ZeroEngine:
             dist_init_required=False,
         )
         self.client = optimizer
+        self._create_state()
 
     def __call__(self, **inputs: Any) -> Any:
         return self.engine(**inputs)
 
-    def set_learning_rate(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def begin_update(self, lr: float, pairs: Collection[str] | None = None) -> None:
+        """Set the next update's learning rate, and, of a routed model, the language pairs whose units it trains.
+
+        Every rank names the pairs of the whole update, its own or not, so all agree on which groups are skipped.
+        """
+        activate(self.client.param_groups, pairs)
+        for group in self.client.param_groups:
+            group["lr"] = lr * group["update_group"].rate
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -116,31 +124,44 @@ class ZeroEngine:
                 state |= {f"{key}/{name}": value.cpu().clone() for key, value in whole.items()}
         return state
 
-    def load_state(self, state: dict[str, Tensor], steps: int) -> None:
-        """Restore `state()` after `steps` updates.
+    def group_steps(self) -> dict[str, int]:
+        """How many updates each group of parameters took part in, by the group's key."""
+        state = self.client.state
+        return {group["update_group"].key: int(state[p]["step"]) for group, p in self._partitions()}
+
+    def load_state(self, state: dict[str, Tensor], group_steps: Mapping[str, int]) -> None:
+        """Restore `state()` and `group_steps()`.
 
         `load_masters` must have put the low-precision parameters right before the engine was made: DeepSpeed's
-        setters write the fp32 master alone. Before the first update there is no optimizer state to set, so zeros are
-        made for every flat partition first, then linked (stages 1–2 link each group after group 0's first step only).
+        setters write the fp32 master alone.
         """
-        for partition in self._partitions():
-            self.client.create_state(partition, steps)
-        if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for group, partition in self._partitions():
+            self.client.create_state(partition, group_steps[group["update_group"].key])
         for name, param in self.params.items():
             self._set(param, state[f"master/{name}"], None)
             for key in MOMENTS:
                 self._set(param, state[f"{key}/{name}"], key)
 
-    def _partitions(self) -> list[Tensor]:
-        """The fp32 flat tensors that the client optimizer really updates."""
-        for attribute in (
-            "single_partition_of_fp32_groups",
-            "fp32_partitioned_groups_flat",
-            "fp32_groups_flat_partition",
-        ):
+    def _create_state(self) -> None:
+        """Zero moments for every flat partition, linked to the parameters.
+
+        Left alone, stages 1–2 link the state of every group after group 0's first step, when no other has one; and
+        before it there is none to set or to save.
+        """
+        for _, partition in self._partitions():
+            self.client.create_state(partition)
+        if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _partitions(self) -> list[tuple[dict[str, Any], Tensor]]:
+        """Every parameter group's fp32 flat tensors that the client optimizer really updates."""
+        groups = self.client.param_groups
+        if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):  # stage 3 cuts large groups into several
+            of = self.optimizer.sub_group_to_group_id
+            return [(groups[of[i]], p) for i, p in enumerate(self.optimizer.fp32_partitioned_groups_flat)]
+        for attribute in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
             if hasattr(self.optimizer, attribute):
-                return list(getattr(self.optimizer, attribute))
+                return list(zip(groups, getattr(self.optimizer, attribute), strict=True))
         raise AssertionError(f"unknown DeepSpeed optimizer {type(self.optimizer).__name__}")
 
     def _set(self, param: nn.Parameter, value: Tensor, key: str | None) -> None:

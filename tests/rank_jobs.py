@@ -10,7 +10,7 @@ import torch
 import toys
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine import checkpoint, comet, distributed, signals, status
+from slicetune.engine import checkpoint, comet, distributed, routing, signals, status
 from slicetune.engine.batching import pack
 from slicetune.engine.config import EvaluateConfig, ScoreConfig
 from slicetune.engine.corpus import Pair
@@ -60,6 +60,25 @@ def train_method(
     distributed.barrier()
     last, _ = checkpoint.newest(folder.parent)
     return checkpoint.load(last)[0], before
+
+
+def train_routed(
+    out: str, overrides: dict[str, Any], kind: str, only: int | None, how: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Train the toy routed by `toys.routes`, on sentences of group `only` alone; the last checkpoint and its counts.
+
+    `how`: arguments of routing.attach, and `routes`: changes to the toy routes.
+    """
+    config = toys.config(out, **overrides)
+    model = getattr(toys, kind)(dtype=getattr(torch, config.model.dtype))
+    routes = toys.routes(4 * toys.HIDDEN if kind == "bloom" else toys.INTERMEDIATE, **how.get("routes", {}))
+    routing.attach(model, routes, routes.pairs, **{k: v for k, v in how.items() if k != "routes"})
+    examples = toys.examples(config.data.train_sentences, groups=3)
+    chosen = [e for e in examples if only is None or e.group == only]
+    folder = train(model, config, chosen, examples[:4], Path(out), pad_id=0, identity={"toy": 1})
+    distributed.barrier()
+    tensors, state = checkpoint.load(checkpoint.newest(folder.parent)[0])
+    return tensors, state["group_steps"]
 
 
 def score_toys(count: int, tokens_per_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
