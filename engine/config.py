@@ -30,9 +30,12 @@ from .methods.full import Full
 from .methods.given import Given
 from .methods.landermt import Landermt
 from .methods.lape import Lape
+from .methods.layers import Layers
+from .methods.lg import Lg
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
 from .methods.lora_mlp import LoraMlp
+from .methods.ls import Ls
 from .methods.method import Method
 from .methods.rcn import Rcn
 
@@ -51,6 +54,9 @@ AnyMethod = (
     | Caneft
     | Given
     | Landermt
+    | Layers
+    | Ls
+    | Lg
 )
 """Which of them a run is, its recipe says; flags then set that method's fields."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .export import export_model
+from .routed_export import ROUTES
 from .shards import match_names, open_shard, tensor_files
 from .slices import Patch
 
@@ -50,6 +51,7 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(tensors, partial / "delta.safetensors", {"format": FORMAT})
+    _copy_routes(model, partial)
     (partial / "delta.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
@@ -70,6 +72,7 @@ def read_about(delta: Path_) -> dict[str, Any]:
 def apply(base: Path_, delta: Path_, out: Path_) -> None:
     """`base` with the delta's new slices: the run's exported model. Raises UserError for another base."""
     _move(Path(base), Path(delta), Path(out), "old", "new")
+    _copy_routes(Path(delta), Path(out))
 
 
 def subtract(model: Path_, delta: Path_, out: Path_) -> None:
@@ -104,6 +107,12 @@ def _move(source: Path, delta: Path, out: Path, before: str, after: str) -> None
     export_model(
         source, {n: Patch(axis, part["index"], part[after]) for n, (axis, part) in patches.items()}, out, dtype
     )
+
+
+def _copy_routes(source: Path, out: Path) -> None:
+    """What a routed model has beside its slices."""
+    if (source / ROUTES).is_file():
+        shutil.copyfile(source / ROUTES, out / ROUTES)
 
 
 def _fits(tensor: Tensor, axis: str, index: Tensor, values: Tensor) -> bool:

@@ -191,6 +191,14 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
     return sites
 
 
+def checkpoint_sites(folder: Any) -> list[FFNSite]:
+    """The FFNs of the model in a Hugging Face folder, with no weights: a model on the meta device has their names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return find_ffns(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+
+
 def fuse(model: nn.Module, recompute: bool = False) -> list[FusedFFN]:
     """Replace every FFN by a FusedFFN, in place; weights are shared, outputs the same. Returns them in layer order."""
     fused = []

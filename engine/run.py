@@ -42,6 +42,9 @@ from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
 from .progress import Progress
 from .report import table, write_report
+from .routed_export import ROUTES, load_routed
+from .routed_export import trained as trained_routes
+from .routes import Routes
 from .scoring import counts_device, score
 from .shapes import ModelShape, from_config
 from .slices import Patch
@@ -104,7 +107,7 @@ class Run:
     def _train_stages(self) -> None:
         """From scores to the exported model, as far as the method needs them."""
         c, out, do = self.config, self.out, self.stages.do
-        if c.model.recompute_ffn and not c.method.selects:
+        if c.model.recompute_ffn and not (c.method.selects or c.method.routed):
             raise UserError(
                 f"--model.recompute-ffn: {c.method.title} trains no slices; use --model.activation-checkpointing"
             )
@@ -121,7 +124,7 @@ class Run:
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
             do("export", {"dtype": c.evaluate.dtype}, self.trained, lambda: distributed.first(self.export))
-        if c.method.selects:
+        if c.method.selects or (c.method.routed and not c.method.attention):
             do("delta", {}, out / "delta", lambda: distributed.first(self.delta))
 
     def _decode_stages(self) -> None:
@@ -170,8 +173,10 @@ class Run:
         return self.out / (detection_stages.SCORES if self.config.method.routes else "statistics.safetensors")
 
     @property
-    def neurons(self) -> NeuronSet | None:
-        """What was selected; None where the method selects nothing."""
+    def selected(self) -> NeuronSet | Routes | None:
+        """The neurons or the routes that were selected; None where the method selects nothing."""
+        if self.config.method.routes:
+            return Routes.load(self.out / ROUTES)
         return NeuronSet.load(self.out / "neurons.safetensors") if self.config.method.selects else None
 
     def _capabilities(self) -> str:
@@ -279,12 +284,12 @@ class Run:
             raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
         train_set = self.examples("train", c.train_sentences)
         dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
-        neurons, method = self.neurons, c.method
-        identity = {"neurons": neurons.fingerprint if neurons else "", "settings": fingerprint(self.stages.settings)}
+        selected, method = self.selected, c.method
+        identity = {"neurons": selected.fingerprint if selected else "", "settings": fingerprint(self.stages.settings)}
         trained, pad_id = {}, self.tokenizer.pad_token_id
         for rate in c.train.sweep or (c.train.learning_rate,):
             model = self.model(self.base)
-            method.prepare(model, neurons, c)
+            method.prepare(model, selected, c)
             counts = self._count(model)
             one = replace(c, train=replace(c.train, learning_rate=rate, sweep=()))
             folder = self.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else self.out
@@ -326,10 +331,13 @@ class Run:
         expansion = self.config.method.expansion(self.shape.layers)
         dtype = self.config.evaluate.dtype
         print(summary(export_model(self.base, self.patches(), self.out / "model", dtype, expansion)), flush=True)
+        if self.config.method.routed:
+            tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
+            trained_routes(self.base, self.selected, tensors).save(self.trained / ROUTES)
 
     def patches(self) -> dict[str, Patch]:
         tensors, _ = checkpoint.load(self.out / self.chosen["checkpoint"])
-        return self.config.method.patches(self.base, self.neurons, tensors)
+        return self.config.method.patches(self.base, self.selected, tensors)
 
     def delta(self) -> None:
         print(delta.write(self.base, self.out / "model", self.patches(), self.out / "delta"), flush=True)
@@ -349,6 +357,8 @@ class Run:
     def translate(self) -> None:
         if isinstance(self.config.method, FewShot):
             self._translate(self.model(self.base), self.name)
+        elif self.config.method.routed:
+            self._translate(load_routed(self.trained, self.config.model, self.device), self.name)
         elif self.config.method.merges:
             self._translate(self.model(self.trained), self.name)
         else:
@@ -412,5 +422,6 @@ def be_deterministic() -> None:
 
 def _lasting(config: RunConfig) -> dict[str, Any]:
     """Training settings that decide the result; how often it is logged or saved does not."""
-    harmless = ("logging_steps", "report_to", "save_steps", "save_total_limit", "micro_batch_size", "loss_spike")
+    harmless = ["logging_steps", "report_to", "save_steps", "save_total_limit", "loss_spike"]
+    harmless += [] if config.method.routed else ["micro_batch_size"]  # which sentences a routed update reads
     return {k: v for k, v in asdict(config.train).items() if k not in harmless}

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from . import prompts
+from .routing import router_of
 
 if TYPE_CHECKING:
     from .corpus import Pair
@@ -43,19 +44,18 @@ def translate(
     rank: int = 0,
     world: int = 1,
     after_batch: Callable[[int, int], None] | None = None,
-    before_batch: Callable[[list[int]], None] | None = None,
     shots: Sequence[Sequence[Pair]] | None = None,
 ) -> list[str | None]:
     """This rank's translations of `pairs`, in their order; None where another rank decodes (none if `world` is 1).
 
     Greedy, left-padded. Sentences are sorted by prompt length, longest first, and rank r takes every world-th, so
-    ranks end together; a batch may mix directions. `before_batch(indices)` is called with the places in `pairs` of a
-    batch's rows, in the rows' order, before they are decoded. `after_batch(done, batches)` is called equally often on
-    every rank, so that it may agree on a stop; it may raise. Each translation is one line: prefix stripped, line
-    breaks turned into spaces. `shots` are each sentence's examples; where these are lines of text (no chat template)
-    the answer is the line that the model writes, since a base model goes on with the next example.
+    ranks end together; a batch may mix directions, and a routed model is told them. `after_batch(done, batches)` is
+    called equally often on every rank, so that it may agree on a stop; it may raise. Each translation is one line:
+    prefix stripped, line breaks turned into spaces. `shots` are each sentence's examples; where these are lines of text
+    (no chat template) the answer is the line that the model writes, since a base model goes on with the next example.
     """
     assert 0 <= rank < world
+    router = router_of(model)
     given = [()] * len(pairs) if shots is None else shots
     encoded = zip(pairs, given, strict=True)
     prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False, shots=few)[0] for pair, few in encoded]
@@ -72,8 +72,8 @@ def translate(
         for number in range(batches):
             chosen = mine[number * batch_size : (number + 1) * batch_size]
             if chosen:
-                if before_batch is not None:
-                    before_batch(chosen)
+                if router is not None:
+                    router.set(["-".join(pairs[i].languages) for i in chosen])
                 for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad, stop), strict=True):
                     text = tokenizer.decode(_until(ends, tokens), **DETOKENISE)
                     result[i] = one_line(text.partition("\n")[0] if stop else text, pairs[i].languages[1])

@@ -7,6 +7,7 @@ How |∂L/∂h·h| is reduced over a sentence's tokens is --score.token-reduce, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -15,8 +16,15 @@ from ..errors import UserError
 from .method import Method
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from ..config import RunConfig
     from ..counts import Trainable
+    from ..routes import Routes
     from ..shapes import ModelShape
+    from ..slices import Patch
 
 
 class Split(NamedTuple):
@@ -50,6 +58,8 @@ class Landermt(Method):
     the two, as Eq. 6 prints them; `learned` trains the share from there; `none` is 1 for all that take part."""
     car_site: Literal["input", "output"] = "input"
     """The factor scales the FFN's input (Eq. 7-8), or its units' outputs ("proportion of the outputs", Sec. 3.3)."""
+    share_rate: float = 100.0
+    """With --method.car learned: the learning rate of the shares' logits, as a multiple of --train.learning-rate."""
     attention: bool = False
     """Train the rest of the chosen blocks too, in the general group (the paper's 805 M on BLOOM-7b1)."""
 
@@ -59,6 +69,7 @@ class Landermt(Method):
     routes: ClassVar[bool] = True
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "all"
     """Of the units that take part; the ablations LS and LG train one kind."""
+    routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -67,6 +78,8 @@ class Landermt(Method):
             raise UserError(f"--method.epsilon {self.epsilon}: must be 0 to 1")
         if not 0 <= self.awareness_floor < 1:
             raise UserError(f"--method.awareness-floor {self.awareness_floor}: must be at least 0 and below 1")
+        if not 0 < self.share_rate < math.inf:
+            raise UserError(f"--method.share-rate {self.share_rate}: must be above 0")
 
     def split(self, units: int) -> Split:
         """How many of a layer's `units` are general, specific and nobody's (Eq. 5): counts are rounded down."""
@@ -96,6 +109,20 @@ class Landermt(Method):
         """Raises UserError where the model has fewer than k layers."""
         if self.k > layers:
             raise UserError(f"--method.k {self.k}: the model has {layers} layers")
+
+    def prepare(self, model: nn.Module, routes: Routes, config: RunConfig) -> None:
+        """Route the model and make the slices of every owner trainable; a run of one pair has domains for groups."""
+        from ..routing import attach
+
+        data = config.data
+        groups = data.pairs or (data.pair,) * len(data.seen)
+        units, recompute = self.trains_units, config.model.recompute_ffn
+        attach(model, routes, groups, units, self.attention, self.share_rate, recompute)
+
+    def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+        from ..routed_export import patches
+
+        return patches(base, routes, tensors, self.trains_units)
 
 
 def _floor(share: float, total: int) -> int:

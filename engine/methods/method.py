@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -33,7 +32,9 @@ class Method:
     selects: ClassVar[bool] = True
     """Whether it trains the slices of a NeuronSet."""
     routes: ClassVar[bool] = False
-    """Whether it detects layers and units of language pairs, and trains and decodes the model routed by pair."""
+    """Whether it detects the layers and units of language pairs."""
+    routed: ClassVar[bool] = False
+    """Whether it trains and decodes the model routed by pair."""
     trains: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     """Whether what it trains becomes part of the base's weights, so that the export is a plain model (out/model)."""
@@ -78,18 +79,11 @@ class Method:
 
 
 def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
-    """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight.
-
-    A model on the meta device has the same parameter names as the one that was trained.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ..ffn import find_ffns
+    """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight."""
+    from ..ffn import checkpoint_sites
     from ..slices import Patch
 
-    with torch.device("meta"):
-        sites = find_ffns(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)))
-    patches = {}
+    sites, patches = checkpoint_sites(base), {}
     for (layer, role, axis), index in neurons.slices.items():
         name = f"{sites[layer].name}.{sites[layer].projections[role]}"
         kind = "rows" if axis == "row" else "columns"
