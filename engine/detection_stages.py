@@ -17,11 +17,12 @@ from .errors import UserError
 from .metrics import peak_memory
 from .monolingual import Texts, monolingual
 from .progress import Progress
+from .routes import ROUTES
 
 if TYPE_CHECKING:
     from .run import Run
 
-SCORES, ROUTES = "awareness.safetensors", "routes.safetensors"
+SCORES = "awareness.safetensors"
 
 
 def score(run: Run) -> None:

@@ -19,8 +19,7 @@ from torch import Tensor
 from .errors import UserError
 from .export import export_model
 from .ffn import checkpoint_sites
-from .routed_export import ROUTES
-from .routes import Routes
+from .routes import ROUTES, Routes
 from .slices import Patch
 
 

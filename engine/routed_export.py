@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .errors import UserError
 from .ffn import checkpoint_sites
-from .routes import Routes
+from .routes import ROUTES, Routes
 from .routing import Trains, owned_units, route
 from .slices import Patch
-
-ROUTES = "routes.safetensors"
 
 
 def patches(base: Path, routes: Routes, tensors: dict[str, Tensor], trains: Trains = "all") -> dict[str, Patch]:

@@ -27,6 +27,8 @@ from torch import Tensor
 from .errors import UserError
 
 FORMAT = "slicetune.routes"
+ROUTES = "routes.safetensors"
+"""Its name in a run's folder, and in that of a routed model."""
 GENERAL, NOBODY = -1, -2
 CARS = ("general_share", "literal", "learned", "none")
 

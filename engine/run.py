@@ -42,9 +42,9 @@ from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
 from .progress import Progress
 from .report import table, write_report
-from .routed_export import ROUTES, load_routed
+from .routed_export import load_routed
 from .routed_export import trained as trained_routes
-from .routes import Routes
+from .routes import ROUTES, Routes
 from .scoring import counts_device, score
 from .shapes import ModelShape, from_config
 from .slices import Patch
@@ -119,7 +119,7 @@ class Run:
         if c.method.selects:
             do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
         if c.method.routes:
-            do("select", method, out / detection_stages.ROUTES, lambda: detection_stages.select(self))
+            do("select", method, out / ROUTES, lambda: detection_stages.select(self))
         if c.method.trains:
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)

@@ -14,8 +14,8 @@ from slicetune.engine.corpus import Pair
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.prompts import Prompt
-from slicetune.engine.routed_export import ROUTES, load_routed, patches, trained
-from slicetune.engine.routes import Routes
+from slicetune.engine.routed_export import load_routed, patches, trained
+from slicetune.engine.routes import ROUTES, Routes
 from slicetune.engine.routing import attach, route, routed_ffns, router_of
 from slicetune.engine.translation import translate
 from slicetune.engine.zero import load_masters
