@@ -11,7 +11,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..engine.errors import UserError
 from .dispatch import jit, tl
@@ -51,18 +50,19 @@ def value_and_slope(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return x * share, share + x * torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
-def fused_value(x: Tensor, activation: str) -> Tensor:
-    """`value` by torch's own kernel, one pass over memory: what the CPU path runs."""
+def fused_value(x: Tensor, activation: str, out: Tensor) -> Tensor:
+    """`value` into `out` by torch's own kernel, one pass over memory: what the CPU path runs. `out` may be x."""
     if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+        return torch.ops.aten.silu.out(x, out=out)
+    return torch.ops.aten.gelu.out(x, approximate="tanh" if activation == "gelu_tanh" else "none", out=out)
 
 
-def fused_pull(grad: Tensor, x: Tensor, activation: str) -> Tensor:
-    """grad · act'(x) by torch's own kernel."""
+def fused_pull(grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
+    """grad · act'(x) into `out` by torch's own kernel. `out` may be grad or x."""
     if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, x)
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh" if activation == "gelu_tanh" else "none")
+        return torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out)
+    tanh = "tanh" if activation == "gelu_tanh" else "none"
+    return torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=tanh, grad_input=out)
 
 
 @jit

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .activations import fused_pull, fused_value, value, value_and_slope
-from .fold import host_tiles
-from .outputs import Reduce
-from .torch_blocks import add_sums, block_rows, compute, copy_columns, gain_rows, reference_columns, reference_sums
+from .activations import value, value_and_slope
+from .outputs import Reduce, wide
+from .torch_blocks import (
+    blocks_of,
+    compute,
+    copy_columns,
+    gain_rows,
+    positive,
+    reference_columns,
+    reference_sums,
+)
 
 
 @dataclass
@@ -45,7 +52,7 @@ def gated_forward_reference(
     gate: Tensor, up: Tensor, activation: str, gain: Tensor | None = None, route: Tensor | None = None
 ) -> Tensor:
     """h [T, I] in the dtype of gate: the specification of `gated_forward`."""
-    g, u, c = compute(gate), compute(up), gain_rows(gain, route, 0, gate.shape[0])
+    g, u, c = compute(gate), compute(up), gain_rows(gain, route)
     h = value(g, activation) * u if c is None else torch.where(c == 0, 0, value(c * g, activation) * (c * u))
     return h.to(gate.dtype)
 
@@ -66,7 +73,7 @@ def gated_backward_reference(
     emit_h: bool = False,
 ) -> GatedBackward:
     """The specification of `gated_backward`: the formulas over whole tensors."""
-    d, g, u, c = compute(dh), compute(gate), compute(up), gain_rows(gain, route, 0, gate.shape[0])
+    d, g, u, c = compute(dh), compute(gate), compute(up), gain_rows(gain, route)
     if c is None:
         act, slope = value_and_slope(g, activation)
         dg, du, h, on = slope * u * d, act * d, act * u, g > 0
@@ -83,39 +90,47 @@ def forward_torch(
     gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None, h: Tensor
 ) -> None:
     """`gated_forward` into h."""
-    for begin, end, _ in host_tiles(None, gate.shape[0], block_rows(gate.shape[1])):
-        g, u, c = compute(gate[begin:end]), compute(up[begin:end]), gain_rows(gain, route, begin, end)
-        if c is None:
-            h[begin:end] = fused_value(g, activation).mul_(u)
-        else:
-            h[begin:end] = fused_value(c * g, activation).mul_(c * u).masked_fill_(c == 0, 0)
-
-
-def _backward_block(d: Tensor, g: Tensor, u: Tensor, activation: str, c: Tensor | None) -> tuple[Tensor, ...]:
-    """dg, du and act(c·g) of a block, zero where c = 0."""
-    if c is None:
-        act = fused_value(g, activation)
-        return fused_pull(u * d, g, activation), act * d, act
-    g, u, off = c * g, c * u, c == 0
-    act = fused_value(g, activation).masked_fill_(off, 0)
-    return fused_pull(u * d, g, activation).mul_(c).masked_fill_(off, 0), (c * act).mul_(d), act
+    for block in blocks_of(gate):
+        rows = block.rows
+        g, u, c = compute(gate[rows]), compute(up[rows]), gain_rows(gain, route, rows)
+        if c is not None:
+            g, u = c * g, c * u
+        direct = h[rows] if h.dtype == g.dtype else None
+        h_rows = block.value(g, activation, out=direct).mul_(u)
+        if c is not None:
+            h_rows.masked_fill_(c == 0, 0)
+        if direct is None:
+            h[rows] = h_rows
 
 
 def backward_torch(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns):
-    """Block by block, so that temporaries stay in cache; dgate, dup, h may be gate, up, dh themselves."""
-    tokens, width = gate.shape
+    """`gated_backward` into dgate, dup, h, which may be gate, up, dh themselves, and into sums and columns."""
     if segments is not None:
         sums.zero_()
-    for begin, end, sample in host_tiles(segments, tokens, block_rows(width)):
-        rows = slice(begin, end)
-        g, u = compute(gate[rows]), compute(up[rows])
-        c = gain_rows(gain, route, begin, end)
-        dg, du, h_rows = _backward_block(compute(dh[rows]), g, u, activation, c)
-        if sample >= 0 or h is not None or indices[2] is not None:
-            h_rows.mul_(u) if c is None else h_rows.mul_(c * u).masked_fill_(c == 0, 0)
-        if sample >= 0:
-            add_sums(sums[:, sample], g * dg, u * du, g > 0 if c is None else c * g > 0, h_rows, signed)
+    # Gradients are written at once, unless they would lie over gate and up while the scores still want those.
+    direct = segments is None and dgate.dtype == wide(dgate)
+    for block in blocks_of(gate, segments):
+        rows = block.rows
+        d, g, u, c = compute(dh[rows]), compute(gate[rows]), compute(up[rows]), gain_rows(gain, route, rows)
+        cg, cu = (g, u) if c is None else (c * g, c * u)
+        act, pull = block.value(cg, activation), cu * d
+        wants_h = segments is not None or h is not None or indices[2] is not None
+        h_rows = act * cu if wants_h else None
+        if c is not None:
+            act.mul_(c)
+        du = torch.mul(act, d, out=dup[rows] if direct else act)
+        dg = block.pull(pull, cg, activation, out=dgate[rows] if direct else pull)
+        if c is not None:
+            dg.mul_(c)
+            for x in (dg, du) if h_rows is None else (dg, du, h_rows):
+                x.masked_fill_(c == 0, 0)
+        if segments is not None:
+            first, second = g * dg, u * du
+            if not signed:
+                first.abs_(), second.abs_()
+            block.add_sums(sums, first, second, positive(cg), h_rows)
         copy_columns(columns, (dg, du, h_rows), indices, rows)
-        dgate[rows], dup[rows] = dg, du
+        if not direct:
+            dgate[rows], dup[rows] = dg, du
         if h is not None:
             h[rows] = h_rows

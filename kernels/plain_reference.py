@@ -5,10 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .activations import fused_pull, fused_value, value, value_and_slope
-from .fold import host_tiles
+from .activations import value, value_and_slope
 from .outputs import Reduce
-from .torch_blocks import add_sums, block_rows, compute, copy_columns, gain_rows, reference_columns, reference_sums
+from .torch_blocks import (
+    blocks_of,
+    compute,
+    copy_columns,
+    gain_rows,
+    positive,
+    reference_columns,
+    reference_sums,
+)
 
 
 @dataclass
@@ -47,7 +54,7 @@ def plain_forward_reference(
     route: Tensor | None = None,
 ) -> Tensor:
     """h [T, I] in the dtype of pre: the specification of `plain_forward`."""
-    c = gain_rows(gain, route, 0, pre.shape[0])
+    c = gain_rows(gain, route)
     h = value(_inner(pre, bias, c), activation)
     return (h if c is None else torch.where(c == 0, 0, h)).to(pre.dtype)
 
@@ -67,7 +74,7 @@ def plain_backward_reference(
     emit_h: bool = False,
 ) -> PlainBackward:
     """The specification of `plain_backward`: the formulas over whole tensors."""
-    c = gain_rows(gain, route, 0, pre.shape[0])
+    c = gain_rows(gain, route)
     z = _inner(pre, bias, c)
     h, slope = value_and_slope(z, activation)
     dpre = dz = slope * compute(dh)
@@ -82,35 +89,36 @@ def plain_backward_reference(
 
 def forward_torch(pre, activation, bias, gain, route, h) -> None:
     """`plain_forward` into h."""
-    for begin, end, _ in host_tiles(None, pre.shape[0], block_rows(pre.shape[1])):
-        c = gain_rows(gain, route, begin, end)
-        block = fused_value(_inner(pre[begin:end], bias, c), activation)
-        h[begin:end] = block if c is None else block.masked_fill_(c == 0, 0)
-
-
-def _backward_block(d: Tensor, z: Tensor, activation: str, c: Tensor | None) -> tuple[Tensor, ...]:
-    """dpre, dz, h and whether the unit is active of a block."""
-    h, dz, on = fused_value(z, activation), fused_pull(d, z, activation), z > 0
-    if c is None:
-        return dz, dz, h, on
-    off = c == 0
-    dz.masked_fill_(off, 0)
-    return c * dz, dz, h.masked_fill_(off, 0), on & ~off
+    for block in blocks_of(pre):
+        rows = block.rows
+        c = gain_rows(gain, route, rows)
+        z = _inner(pre[rows], bias, c)
+        direct = h[rows] if h.dtype == z.dtype else None
+        h_rows = block.value(z, activation, out=direct)
+        if c is not None:
+            h_rows.masked_fill_(c == 0, 0)
+        if direct is None:
+            h[rows] = h_rows
 
 
 def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns) -> None:
-    """Block by block, so that temporaries stay in cache; `sums` [4, S, I]: scores of z, of h, active, sums of h."""
-    tokens, width = pre.shape
+    """`plain_backward` into dpre and h, which may be pre and dh themselves, and into sums and columns."""
     if segments is not None:
         sums.zero_()
-    for begin, end, sample in host_tiles(segments, tokens, block_rows(width)):
-        rows = slice(begin, end)
-        c = gain_rows(gain, route, begin, end)
+    for block in blocks_of(pre, segments):
+        rows = block.rows
+        d, c = compute(dh[rows]), gain_rows(gain, route, rows)
         z = _inner(pre[rows], bias, c)
-        d = compute(dh[rows])
-        dpre_rows, dz, h_rows, on = _backward_block(d, z, activation, c)
-        if sample >= 0:
-            add_sums(sums[:, sample], z * dz, h_rows * d, on, h_rows, signed)
+        h_rows, dz = block.value(z, activation), block.pull(d, z, activation, out=torch.empty_like(z))
+        if c is not None:
+            for x in (h_rows, dz, z):
+                x.masked_fill_(c == 0, 0)
+        dpre_rows = dz if c is None else c * dz
+        if segments is not None:
+            first, second = z * dz, h_rows * d
+            if not signed:
+                first.abs_(), second.abs_()
+            block.add_sums(sums, first, second, positive(z), h_rows)
         copy_columns(columns, (dpre_rows, h_rows), indices, rows)
         dpre[rows] = dpre_rows
         if h is not None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from .blocks import block_of, store_sum, tokens_of
 from .compile import SAMPLES, TOKENS, AotCase, by_tile
 from .dispatch import Tile, jit, on_device, pinned, tl, triton, use_triton
-from .fold import OUTSIDE, check_segments, fold, host_tiles, segment_sums, tile_table
+from .fold import OUTSIDE, check_segments, fold, segment_sums, tile_table
 from .outputs import Reduce, wide
-from .torch_blocks import block_rows, compute
+from .torch_blocks import blocks_of, compute
 
 # Two tensors and one accumulator leave room for two 16-byte loads a thread and tensor.
 TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
@@ -62,10 +62,9 @@ def _launch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor)
 
 def _torch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor) -> None:
     sums.zero_()
-    for begin, end, sample in host_tiles(segments, y.shape[0], block_rows(y.shape[1])):
-        if sample >= 0:
-            product = compute(y[begin:end]) * compute(dy[begin:end])
-            sums[sample] += (product if signed else product.abs_()).sum(0)
+    for block in blocks_of(y, segments):
+        product = compute(y[block.rows]) * compute(dy[block.rows])
+        block.add_sums(sums[None], product if signed else product.abs_())
 
 
 def _allocate(y: Tensor, segments: Tensor) -> Tensor:

@@ -1,18 +1,64 @@
-"""What the plain-torch paths of the kernels share: blocks that stay in a core's cache, and the sums of a sample."""
+"""What the plain-torch paths of the kernels share: blocks that stay in a core's cache, and the sums of samples."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .fold import segment_sums
+from .activations import fused_pull, fused_value
+from .fold import host_tiles, segment_sums
 from .outputs import Reduce, wide
 
-# Elements of one block: its dozen temporaries stay in the cache of a core.
+# Elements of one block of the torch path: its dozen temporaries stay in the cache of a core.
 CPU_BLOCK = 1 << 17
 
 
-def block_rows(width: int) -> int:
-    """Tokens of one block."""
-    return max(1, CPU_BLOCK // max(width, 1))
+@dataclass
+class Block:
+    """Neighbouring tokens that are computed at once; its tiles each lie in one sample, or outside of all.
+
+    Activations and sums go by tiles, which depend on nothing but the sample, so that it gets the same bits alone and
+    in any batch (torch's vector kernels end in scalar ones, whose exponential differs in the last bit). Products are
+    the same everywhere: they take the whole block, since a call for each short sample would cost more than its work.
+    """
+
+    rows: slice
+    tiles: list[tuple[slice, int]]
+    """Of the block's own rows, and the sample; -1 outside."""
+
+    def value(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """act(x)."""
+        out = torch.empty_like(x) if out is None else out
+        for tile, _ in self.tiles:
+            fused_value(x[tile], activation, out[tile])
+        return out
+
+    def pull(self, grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
+        """grad · act'(x) into out, which may be grad or x."""
+        for tile, _ in self.tiles:
+            fused_pull(grad[tile], x[tile], activation, out[tile])
+        return out
+
+    def add_sums(self, sums: Tensor, *values: Tensor) -> None:
+        """Add values [tokens, I] of each quantity to sums [quantities, S, I]."""
+        for tile, sample in self.tiles:
+            if sample >= 0:
+                for into, x in zip(sums[:, sample], values, strict=True):
+                    into += x[tile].sum(0)
+
+
+def blocks_of(x: Tensor, segments: Tensor | None = None) -> list[Block]:
+    """The tokens of x [T, I] in blocks."""
+    tokens, width = x.shape
+    most = max(1, CPU_BLOCK // max(width, 1))
+    blocks: list[Block] = []
+    for begin, end, sample in host_tiles(segments, tokens, most):
+        if not blocks or end - blocks[-1].rows.start > most:
+            blocks.append(Block(slice(begin, end), []))
+        start = blocks[-1].rows.start
+        blocks[-1].rows = slice(start, end)
+        blocks[-1].tiles.append((slice(begin - start, end - start), sample))
+    return blocks
 
 
 def compute(x: Tensor) -> Tensor:
@@ -20,19 +66,16 @@ def compute(x: Tensor) -> Tensor:
     return x.to(wide(x))
 
 
-def gain_rows(gain: Tensor | None, route: Tensor | None, begin: int, end: int) -> Tensor | None:
-    """The gain of tokens [begin, end), [tokens, I] or [1, I]; None without routing."""
+def gain_rows(gain: Tensor | None, route: Tensor | None, rows: slice = slice(None)) -> Tensor | None:
+    """The gain of these tokens, [tokens, I] or [1, I]; None without routing."""
     if gain is None:
         return None
-    return gain[:1] if route is None else gain[route[begin:end]]
+    return gain[:1] if route is None else gain[route[rows]]
 
 
-def add_sums(into: Tensor, first: Tensor, second: Tensor, on: Tensor, h: Tensor, signed: bool) -> None:
-    """Add a block's tokens to a sample's sums [4, I]: two scores, the count of active tokens, h."""
-    into[0] += (first if signed else first.abs_()).sum(0)
-    into[1] += (second if signed else second.abs_()).sum(0)
-    into[2] += on.sum(0)
-    into[3] += h.sum(0)
+def positive(x: Tensor) -> Tensor:
+    """1 where x > 0 and 0 elsewhere, in x's dtype: a third of the time that a comparison to bool takes."""
+    return torch.gt(x, 0, out=torch.empty_like(x))
 
 
 def copy_columns(into: list[Tensor], sources: tuple[Tensor, ...], indices: list[Tensor | None], rows: slice) -> None:

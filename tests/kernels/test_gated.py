@@ -11,6 +11,7 @@ from slicetune.kernels import outputs, torch_blocks
 from slicetune.kernels.fold import host_tiles
 from slicetune.kernels.gated import gated_backward, gated_forward
 from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
+from slicetune.kernels.tap import tap
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 TORCH = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
@@ -213,6 +214,24 @@ def test_a_sample_has_the_same_bits_alone_and_on_every_run():
     out = gated_backward(*alone, "silu", segments=torch.tensor([[0, 21]], dtype=torch.int32))
     assert torch.equal(out.gate_score[0], runs[0].gate_score[2])
     assert torch.equal(out.activation[0], runs[0].activation[2])
+
+
+@pytest.mark.parametrize("block", [2 * UNITS, 1 << 17])
+def test_short_samples_that_share_a_block_have_the_bits_of_each_alone(monkeypatch, block):
+    """Lengths 1 to 8 with a gap now and then: samples, tiles and blocks begin and end at every place."""
+    monkeypatch.setattr(torch_blocks, "CPU_BLOCK", block)
+    dh, gate, up = inputs(torch.float32, units=UNITS + 5)
+    edges = torch.tensor([0, 1, 3, 3, 4, 7, 7, 11, 11, 16, 18, 24, 24, 31, 33, 41]).reshape(-1, 2)
+    packed = gated_backward(dh, gate, up, "silu", segments=edges.int())
+    tapped = tap(gate, dh, edges.int())
+    for sample, (begin, end) in enumerate(edges.tolist()):
+        own = [x[begin:end] for x in (dh, gate, up)]
+        whole = torch.tensor([[0, end - begin]], dtype=torch.int32)
+        alone = gated_backward(*own, "silu", segments=whole)
+        for name in ("gate_score", "up_score", "active", "activation"):
+            assert torch.equal(getattr(alone, name)[0], getattr(packed, name)[sample]), name
+        assert torch.equal(alone.dgate, packed.dgate[begin:end])
+        assert torch.equal(tap(own[1], own[0], whole)[0], tapped[sample])
 
 
 def test_no_tokens_and_no_samples():
