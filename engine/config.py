@@ -96,6 +96,8 @@ class DataConfig:
     """Source-target. The folder may name the pair the other way round."""
     pairs: tuple[str, ...] = ()
     """Several directions in one run, as in `de-en en-de`, in the place of `pair`: results and statistics are theirs."""
+    train_pairs: tuple[str, ...] = ()
+    """Those of `pairs` that are trained, all being scored and decoded; empty is all."""
     seen: tuple[str, ...] = ("it", "law", "medical", "subtitles")
     """Domains that are scored and trained. Of several directions each takes those of them that the corpus has of it."""
     unseen: tuple[str, ...] = ("koran",)
@@ -128,6 +130,8 @@ class DataConfig:
                 raise UserError(f"{flag} {pair!r}: write source-target, as in de-en")
         if twice := [pair for pair, count in Counter(self.pairs).items() if count > 1]:
             raise UserError(f"--data.pairs names {' '.join(twice)} more than once: name each direction once")
+        if strange := [pair for pair in self.train_pairs if pair not in self.pairs]:
+            raise UserError(f"--data.train-pairs {' '.join(strange)}: not in --data.pairs {' '.join(self.pairs)}")
         if not self.seen:
             raise UserError("--data.seen is empty: name at least one domain to train on")
         both = sorted(set(self.seen) & set(self.unseen))

@@ -6,11 +6,12 @@ text (monolingual.py), as many as a direction has at most.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import awareness, corpus, distributed, prompts
 from .batching import Example
-from .config import fingerprint
+from .config import DataConfig, fingerprint
 from .detect import detect, prompt_only
 from .detection import Detection
 from .errors import UserError
@@ -36,7 +37,7 @@ def score(run: Run) -> None:
         for example in asked:
             example.group = 0
     found = Detection(pairs, run.shape.layers, run.shape.intermediate, run.shape.hidden)
-    texts = own_texts(run)
+    texts = texts_of(run.directions, config.data.score_sentences * len(config.data.seen), config.seed)
     distributed.print0(texts.note)
     sentences = sentence_examples(run, texts, found.languages)
     identity = {"settings": fingerprint(run.stages.settings), "tokens_per_batch": config.score.tokens_per_batch}
@@ -64,15 +65,14 @@ def score(run: Run) -> None:
     partial.clear()
 
 
-def own_texts(run: Run) -> Texts:
-    """Sentences of every language, out of the training text of all directions; the same on every rank."""
-    data, seed = run.config.data, run.config.seed
+def texts_of(directions: Sequence[DataConfig], limit: int, seed: int) -> Texts:
+    """At most `limit` sentences of every language, out of the training text of all directions; alike on all ranks."""
     parallel: dict[str, list[tuple[str, str]]] = {}
-    for one in run.directions:
-        for domain in one.seen:
-            pairs = corpus.load_domain(one, domain, "train", 0, seed)
-            parallel.setdefault(one.pair, []).extend((pair.source, pair.target) for pair in pairs)
-    return monolingual(parallel, data.score_sentences * len(data.seen))
+    for data in directions:
+        for domain in data.seen:
+            pairs = corpus.load_domain(data, domain, "train", 0, seed)
+            parallel.setdefault(data.pair, []).extend((pair.source, pair.target) for pair in pairs)
+    return monolingual(parallel, limit)
 
 
 def sentence_examples(run: Run, texts: Texts, languages: tuple[str, ...]) -> list[Example]:

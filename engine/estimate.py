@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import memory
-from .config import RunConfig, as_dict
+from .config import DataConfig, RunConfig, as_dict
 from .counts import Trainable
 from .errors import UserError
 from .methods.given import Given
@@ -60,6 +60,12 @@ def chosen(config: RunConfig, shape: ModelShape) -> Trainable:
     return Trainable(neurons.count, bounds.minimum, bounds.expectation, bounds.maximum, exact)
 
 
+def _of_trained(data: DataConfig, sentences: dict[str, int]) -> dict[str, int]:
+    """What of `<pair>/<domain>` → sentences is of a direction that is trained."""
+    chosen = data.train_pairs
+    return {name: count for name, count in sentences.items() if not chosen or name.partition("/")[0] in chosen}
+
+
 def corpus_of(config: RunConfig) -> Corpus:
     """Sentences and their length: measured where the corpus is a local folder, else assumed."""
     data = config.data
@@ -68,6 +74,7 @@ def corpus_of(config: RunConfig) -> Corpus:
         tokens = _tokens(config, 2 * CHARACTERS_PER_SENTENCE)
         names = [f"{pair}/{domain}" for pair in data.pairs for domain in data.seen] or data.seen
         scored, trained = (dict.fromkeys(names, n) for n in (data.score_sentences, config.train_sentences))
+        trained = _of_trained(data, trained)
         return Corpus(scored, trained, tokens, f"{note}: {CHARACTERS_PER_SENTENCE} characters a side assumed")
     from .corpus import directions, load_domain
 
@@ -78,7 +85,7 @@ def corpus_of(config: RunConfig) -> Corpus:
             pairs = load_domain(one, domain, "train", limit=most, seed=config.seed)
             scored[one.name(domain)] = len(pairs)
             characters += sum(len(pair.source) + len(pair.target) for pair in pairs)
-    trained = {domain: min(number, config.train_sentences) for domain, number in scored.items()}
+    trained = _of_trained(data, {name: min(number, config.train_sentences) for name, number in scored.items()})
     scored = {domain: min(number, data.score_sentences) for domain, number in scored.items()}
     mean = characters / max(1, sum(scored.values()))
     return Corpus(scored, trained, _tokens(config, mean), f"{data.dir} has {mean:.0f} characters a pair")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ class Run:
             do("select", method, out / ROUTES, lambda: detection_stages.select(self))
         if c.method.trains:
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
+            sentences |= {"train_pairs": list(c.data.train_pairs)} if c.data.train_pairs else {}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)
             do("export", {"dtype": c.evaluate.dtype}, self.trained, lambda: distributed.first(self.export))
         if c.method.selects or (c.method.routed and not c.method.attention):
@@ -190,10 +192,12 @@ class Run:
             f"{self.shape.parameters:,} parameters"
         )
 
-    def examples(self, split: str, limit: int) -> list[Example]:
-        """Tokenised sentences of each direction's seen domains, in their order; what was dropped is printed."""
+    def examples(self, split: str, limit: int, only: Sequence[str] = ()) -> list[Example]:
+        """Tokenised sentences of the seen domains of each direction, or of those; what was dropped is printed."""
         kept = []
         for data in self.directions:
+            if only and data.pair not in only:
+                continue
             for domain in data.seen:
                 pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
                 found, dropped = examples(
@@ -282,8 +286,8 @@ class Run:
         c = self.config
         if c.train.sweep and not c.data.dev_sentences:
             raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
-        train_set = self.examples("train", c.train_sentences)
-        dev = self.examples("dev", c.data.dev_sentences) if c.data.dev_sentences else []
+        train_set = self.examples("train", c.train_sentences, c.data.train_pairs)
+        dev = self.examples("dev", c.data.dev_sentences, c.data.train_pairs) if c.data.dev_sentences else []
         selected, method = self.selected, c.method
         identity = {"neurons": selected.fingerprint if selected else "", "settings": fingerprint(self.stages.settings)}
         trained, pad_id = {}, self.tokenizer.pad_token_id

@@ -54,7 +54,7 @@ def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys)
 
     asked = [prompt_only(example) for example in run.examples("train", 4)]
     assert run.tokenizer.decode(asked[0].input_ids).endswith("English: ")
-    texts = detection_stages.own_texts(run).sentences
+    texts = detection_stages.texts_of(run.directions, 4, 0).sentences
     assert [text.removeprefix("de") for text in texts["de"]] == [text.removeprefix("fr") for text in texts["fr"]]
     own = [
         Example([*run.tokenizer(text, add_special_tokens=False)["input_ids"], run.tokenizer.eos_token_id], 1, i, text)
@@ -82,6 +82,11 @@ def test_one_direction_of_several_domains(run, tmp_path):
     one = Run(run.config)
     one.score()
     assert Detection.load(one.out / "awareness.safetensors").prompts.tolist() == [4]
+
+
+def test_examples_of_some_directions(run):
+    assert {example.group for example in run.examples("train", 4)} == {0, 1, 2}
+    assert {example.group for example in run.examples("train", 4, ("fr-en",))} == {2}
 
 
 def test_a_bare_sentence_ends_with_the_end_token_and_cannot_forge_one():

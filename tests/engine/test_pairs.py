@@ -220,3 +220,12 @@ def test_smoothing_is_sacrebleus():
     for smooth in ("exp", "none"):
         own = BLEU(smooth_method=smooth, tokenize="13a").corpus_score(lines[0], [lines[1]]).score
         assert score_domain(*lines, "en", smooth)["bleu"] == own
+
+
+def test_some_directions_are_trained(root):
+    data = data_of(root, train_pairs=("en-de",))
+    counts = corpus_of(RunConfig(data=data))
+    assert list(counts.scored) == ["de-en/it", "de-en/law", "en-de/it", "en-de/law", "fr-en/it"]
+    assert list(counts.trained) == ["en-de/it", "en-de/law"]
+    with pytest.raises(UserError, match=r"--data\.train-pairs it-en: not in --data\.pairs de-en en-de fr-en"):
+        data_of(root, train_pairs=("it-en",))
