@@ -187,11 +187,38 @@ def _turns(tokenizer: Any, prompt: Prompt, pair: Pair) -> tuple[str, str]:
     return prompt.user.format(**fields), prompt.target.format(**fields)
 
 
+def plain(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], int]:
+    """Token ids of two texts as they stand, between BOS and the end token; and where the target starts."""
+    prompt_ids = _plain_bos(tokenizer) + _tokens(tokenizer, prompt)
+    return [*prompt_ids, *_tokens(tokenizer, target), *_eos(tokenizer)], len(prompt_ids)
+
+
+def chat(tokenizer: Any, messages: list[dict[str, str]], target: str) -> tuple[list[int], int]:
+    """Token ids of messages and an answer by the chat template, and where the answer starts.
+
+    Special tokens' texts in them are spelt with a space, as in `encode`. Raises UserError for messages that the
+    template refuses.
+    """
+    import jinja2
+
+    told = [message | {"content": _disarm(tokenizer, message["content"])} for message in messages]
+    try:
+        return _encode_messages(tokenizer, told, _disarm(tokenizer, target), True)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
+
+
 def _encode_chat(
     tokenizer: Any, system: str, turns: Sequence[tuple[str, str]], with_target: bool
 ) -> tuple[list[int], int]:
     """The last turn is the sentence's own, those before it are examples."""
-    messages, target = _messages(tokenizer, system, turns), turns[-1][1]
+    return _encode_messages(tokenizer, _messages(tokenizer, system, turns), turns[-1][1], with_target)
+
+
+def _encode_messages(
+    tokenizer: Any, messages: list[dict[str, str]], target: str, with_target: bool
+) -> tuple[list[int], int]:
+    """Tokens of the prompt that decoding sees, and of the target and the token that ends its turn."""
     head = _render(tokenizer, messages, add_generation_prompt=True)
     prompt_ids = _single_bos(tokenizer, _tokens(tokenizer, head))
     if not with_target:

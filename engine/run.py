@@ -41,12 +41,11 @@ from .methods.few_shot import FewShot, fit
 from .methods.lora import Lora
 from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
-from .progress import Progress
 from .report import table, write_report
 from .routed_export import load_routed
 from .routed_export import trained as trained_routes
 from .routes import ROUTES, Routes
-from .scoring import counts_device, score
+from .score import lasting, scored
 from .shapes import ModelShape, from_config
 from .slices import Patch
 from .stages import Lock, Stages, contents, write_atomically
@@ -114,9 +113,7 @@ class Run:
             )
         method = self.method_settings()
         if c.method.scores:
-            harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
-            scoring = {k: v for k, v in as_dict(c.score).items() if k not in harmless}
-            do("score", {"score": scoring}, self.scores, self.score_or_reuse)
+            do("score", {"score": lasting(c.score)}, self.scores, self.score_or_reuse)
         if c.method.selects:
             do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
         if c.method.routes:
@@ -235,41 +232,15 @@ class Run:
     def score(self) -> None:
         if self.config.method.routes:
             return detection_stages.score(self)
-        from tqdm import tqdm
-
-        data = self.examples("train", self.config.data.score_sentences)
+        c, load = self.config, lambda: self.model(self.base)
+        data = self.examples("train", c.data.score_sentences)
         distributed.print0("one of them, what is trained between brackets:\n" + prompts.show(self.tokenizer, data[0]))
-        where = counts_device(self.config.score, self.shape, len(self.config.data.groups), self.device)
-        stats = Statistics(list(self.config.data.groups), self.shape, self.config.score.lowest_octave, where)
-        identity = {
-            "settings": fingerprint(self.stages.settings),
-            "tokens_per_batch": self.config.score.tokens_per_batch,
-        }
-        partial = Progress(self.out, identity, self.config.score.save_minutes)
-        stats, done = partial.resume(stats)
-        bar = tqdm(total=len(data), desc="score", unit="sentence", mininterval=2, disable=distributed.rank() != 0)
-        model = self.model(self.base)
-        rank, world = distributed.rank(), distributed.world()
-        pad_id = self.tokenizer.pad_token_id
-        step = lambda n: bar.update(n * world)  # noqa: E731
-        score(
-            model,
-            data,
-            stats,
-            self.config.score,
-            pad_id=pad_id,
-            rank=rank,
-            world=world,
-            progress=step,
-            done=done,
-            after_batch=lambda done: partial.after_batch(stats, done),
-        )
-        bar.update(bar.total - bar.n)  # ranks end a few sentences apart
-        bar.close()
+        identity, pad_id = self.stages.settings, self.tokenizer.pad_token_id
+        stats, clear = scored(load, data, c.data.groups, self.shape, c.score, self.out, identity, pad_id)
         self.peak = max(self.peak, peak_memory())
-        if rank == 0:
+        if distributed.rank() == 0:
             stats.save(self.out / "statistics.safetensors", self.stages.settings)
-        partial.clear()
+        clear()
 
     def select(self) -> None:
         method = self.config.method

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from slicetune.engine import checkpoint, comet, distributed, routing, signals, status
 from slicetune.engine.batching import pack
-from slicetune.engine.config import EvaluateConfig, ScoreConfig
+from slicetune.engine.config import EvaluateConfig, ModelConfig, ScoreConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.detect import detect, prompt_only
 from slicetune.engine.detection import Detection
@@ -21,6 +21,7 @@ from slicetune.engine.ffn import attach
 from slicetune.engine.models import checkpoint_activations
 from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.progress import Progress
+from slicetune.engine.score import score as score_labelled
 from slicetune.engine.scoring import score
 from slicetune.engine.shapes import from_config
 from slicetune.engine.stages import Stages
@@ -96,6 +97,12 @@ def detect_toys(count: int, tokens_per_batch: int) -> dict[str, torch.Tensor]:
     prompts = [prompt_only(example) for example in toys.examples(count)]
     detect(model, prompts, toys.examples(count, seed=1), detection, config, rank=distributed.rank(), world=2)
     return {name: getattr(detection, name) for name in detection.SUMS}
+
+
+def score_files(model: str, files: list[str], out: str) -> dict[str, torch.Tensor]:
+    """Score labelled files as the program does, in small batches."""
+    stats = score_labelled(ModelConfig(path=model, dtype="float32"), files, ScoreConfig(tokens_per_batch=64), out)
+    return stats.histogram | {"samples": stats.samples}
 
 
 def ask_comet(out: str, python: str, model: str) -> dict[str, Any]:
