@@ -9,7 +9,7 @@ Pure functions of numbers; report.py puts them on the page.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 Point = tuple[float, float]
@@ -64,7 +64,7 @@ def loss_chart(train: Sequence[Point], dev: Sequence[Point]) -> str:
     line = smooth(shown, max(len(shown) // 25, 1)) if len(shown) > 50 else shown
     xs = [x for x, _ in (*train, *dev)]
     ys = [y for _, y in (*(shown if len(shown) <= 50 else _central(shown)), *line, *dev)]
-    frame = _Frame(min(0.0, *xs), max(max(xs), 1.0), *_padded(min(ys), max(ys)))
+    frame = Frame(min(0.0, *xs), max(max(xs), 1.0), *padded(min(ys), max(ys)))
     parts = [frame.axes("step", "loss per target token")]
     if len(shown) > 50:
         parts.append(f'<polyline class="raw" points="{frame.path(shown)}"/>')
@@ -77,7 +77,7 @@ def loss_chart(train: Sequence[Point], dev: Sequence[Point]) -> str:
         label = f"dev loss {point[1]:.4f} at step {point[0]:.0f}{text}"
         parts.append(f'<circle class="dev" cx="{x:.1f}" cy="{y:.1f}" r="{size}"><title>{label}</title></circle>')
     parts += frame.labels([("train", line), ("dev", dev)])
-    return _svg(WIDTH, HEIGHT, f"Loss by step: {len(train)} training and {len(dev)} dev values", parts)
+    return svg(WIDTH, HEIGHT, f"Loss by step: {len(train)} training and {len(dev)} dev values", parts)
 
 
 def heat_map(counts: Sequence[Sequence[int]], columns: Sequence[str], most: int = 0, numbers: bool = False) -> str:
@@ -108,14 +108,24 @@ def heat_map(counts: Sequence[Sequence[int]], columns: Sequence[str], most: int 
                 parts.append(f'<text class="{tone}" x="{34 + (j + 0.5) * wide:.1f}" y="{y + 11.5}">{n:,}</text>')
     width = 34 + wide * max((len(row) for row in counts), default=1)
     total = sum(n for row in counts for n in row)
-    return _svg(width, top + high * len(counts) + 2, f"{total:,} chosen neurons over {len(counts)} layers", parts)
+    return svg(width, top + high * len(counts) + 2, f"{total:,} chosen neurons over {len(counts)} layers", parts)
 
 
-class _Frame:
-    """The plot's area: data → pixels."""
+class Frame:
+    """The plot's area: data → pixels. Ticks whose text is None are left out; `y_ticks` are one's own."""
 
-    def __init__(self, x0: float, x1: float, y0: float, y1: float) -> None:
+    def __init__(
+        self,
+        x0: float,
+        x1: float,
+        y0: float,
+        y1: float,
+        x_text: Callable[[float], str | None] = lambda v: f"{int(v):,}" if v == int(v) else None,
+        y_text: Callable[[float], str | None] = lambda v: f"{v:g}",
+        y_ticks: Sequence[tuple[float, str]] = (),
+    ) -> None:
         self.x0, self.x1, self.y0, self.y1 = x0, x1, y0, y1
+        self.x_text, self.y_ticks = x_text, y_ticks or [(v, y_text(v)) for v in ticks(y0, y1)]
 
     def place(self, point: Point) -> Point:
         x = LEFT + (point[0] - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
@@ -127,14 +137,16 @@ class _Frame:
 
     def axes(self, x_name: str, y_name: str) -> str:
         parts = []
-        for value in ticks(self.y0, self.y1):
+        for value, text in self.y_ticks:
+            if text is None:
+                continue
             _, y = self.place((self.x0, value))
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}">{value:g}</text>')
+            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}">{text}</text>')
         for value in ticks(self.x0, self.x1, 7):
-            if value == int(value):
+            if (text := self.x_text(value)) is not None:
                 x, _ = self.place((value, self.y0))
-                parts.append(f'<text class="name" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}">{int(value):,}</text>')
+                parts.append(f'<text class="name" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}">{text}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text class="name" x="{middle:.0f}" y="{HEIGHT - 6}">{escape(x_name)}</text>')
         parts.append(f'<text class="axis" x="{LEFT + 6}" y="{TOP + 2}">{escape(y_name)}</text>')
@@ -157,11 +169,13 @@ def _central(points: Sequence[Point]) -> list[Point]:
     return ordered[cut : len(ordered) - cut]
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def padded(low: float, high: float) -> tuple[float, float]:
+    """The range with some room on both sides."""
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    """The picture around its parts; `label` is what a screen reader says."""
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -7,9 +7,10 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfa; --text: #1d2125; --soft: #626b73; --line: #dfe2e4; --tint: #f1f3f3;
-  --accent: #1f6f9c; --second: #c2571a; --good: #1c7a45; --bad: #b3372f; --on: #ffffff; }
+  --accent: #1f6f9c; --second: #c2571a; --good: #1c7a45; --bad: #b3372f; --third: #7a4fb0; --on: #ffffff; }
 @media (prefers-color-scheme: dark) { :root { --page: #15181b; --text: #e4e7e9; --soft: #9aa4ac; --line: #30363b;
-  --tint: #1d2226; --accent: #64b1e0; --second: #f0a062; --good: #6cc48f; --bad: #ef8a80; --on: #0d1114; } }
+  --tint: #1d2226; --accent: #64b1e0; --second: #f0a062; --good: #6cc48f; --bad: #ef8a80; --third: #b596e6;
+  --on: #0d1114; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
@@ -50,6 +51,11 @@ svg .label { font-weight: 600; } svg .label.train { fill: var(--accent); } svg .
 svg .grid { stroke: var(--line); } svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg polyline.train, svg polyline.raw { stroke: var(--accent); } svg polyline.raw { stroke-width: 1; opacity: .3; }
 svg polyline.dev { stroke: var(--second); } svg circle.dev { fill: var(--second); }
+svg .s0 { --c: var(--accent); } svg .s1 { --c: var(--second); } svg .s2 { --c: var(--good); }
+svg .s3 { --c: var(--third); } svg .s4 { --c: var(--bad); } svg .s5 { --c: var(--soft); }
+svg polyline[class^=s], svg line[class^=s] { stroke: var(--c); stroke-width: 2; }
+svg circle[class^=s], svg rect[class^=s] { fill: var(--c); } svg text.label { fill: var(--c, var(--soft)); }
+svg .faint { fill: var(--accent); opacity: .35; } svg .mark { stroke: var(--text); stroke-dasharray: 4 3; }
 svg .none { fill: var(--tint); } svg .cell { fill: var(--accent); }
 svg .weak, svg .strong { text-anchor: middle; font-size: 10.5px; fill: var(--text); } svg .strong { fill: var(--on); }
 @media print { details { break-inside: avoid; } main { max-width: none; } }

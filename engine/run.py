@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,18 @@ def run(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def run_one(config: RunConfig) -> dict[str, Any]:
-    """`run` among ranks that are up already and stay so: one of several runs in the same processes (compare.py)."""
+def run_one(config: RunConfig, work: Callable[[Run], Any] | None = None) -> Any:
+    """`run` among ranks that are up already and stay so: one of several runs in the same processes (compare.py).
+
+    `work` says how far: Run.select_stages, Run.train_stages, or (the default) Run.all; returns what that returns.
+    """
     lock = Lock(Path(config.out))
     with lock, status.recorded(lock.out):
         torch.manual_seed(config.seed)
         reset_peak_memory()
         if config.deterministic:
             be_deterministic()
-        return Run(config).all()
+        return (work or Run.all)(Run(config))
 
 
 class Run:
@@ -90,23 +93,23 @@ class Run:
         distributed.print0(self._capabilities())
 
     def all(self) -> dict[str, Any]:
-        c = self.config
+        """Every stage; returns the content of results.json."""
+        self.train_stages()
+        self._decode_stages()
+        said = comet.stage(self.config, self.systems, self.stages, self.tests)
+        found = distributed.share_object(distributed.first(lambda: self.evaluate(said)))
+        distributed.print0(table(found))
+        return found
+
+    def select_stages(self) -> None:
+        """From scores to the chosen neurons, as far as the method needs them."""
+        c, out, do = self.config, self.out, self.stages.do
         if distributed.rank() == 0:
             write_atomically(self.out / "config.json", json.dumps(as_dict(c), indent=1))
         kept = ("pairs" if c.data.pairs else "pair", "seen", "prompt", "score_sentences", "max_length")
         data = {k: v for k, v in as_dict(c.data).items() if k in kept}
         source = {"model": models.fingerprint(self.base), "corpus": self.report.fingerprint}
         self.stages.settings |= source | {"data": data, "seed": c.seed}
-        self._train_stages()
-        self._decode_stages()
-        said = comet.stage(c, self.systems, self.stages, self.tests)
-        found = distributed.share_object(distributed.first(lambda: self.evaluate(said)))
-        distributed.print0(table(found))
-        return found
-
-    def _train_stages(self) -> None:
-        """From scores to the exported model, as far as the method needs them."""
-        c, out, do = self.config, self.out, self.stages.do
         if c.model.recompute_ffn and not (c.method.selects or c.method.routed):
             raise UserError(
                 f"--model.recompute-ffn: {c.method.title} trains no slices; use --model.activation-checkpointing"
@@ -118,7 +121,13 @@ class Run:
             do("select", method, out / "neurons.safetensors", lambda: distributed.first(self.select))
         if c.method.routes:
             do("select", method, out / ROUTES, lambda: detection_stages.select(self))
+
+    def train_stages(self) -> None:
+        """`select_stages`, and on to the exported model."""
+        self.select_stages()
+        c, out, do = self.config, self.out, self.stages.do
         if c.method.trains:
+            method = self.method_settings()
             sentences = {"train_sentences": c.train_sentences, "dev_sentences": c.data.dev_sentences}
             sentences |= {"train_pairs": list(c.data.train_pairs)} if c.data.train_pairs else {}
             do("train", method | {"train": _lasting(c) | sentences}, out / "chosen.json", self.train)

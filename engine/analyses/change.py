@@ -1,0 +1,102 @@
+"""How far training moved the chosen weights, against another run's: CANEFT's Fig. 4.
+
+    python -m slicetune.engine.analyses.change runs/caneft runs/rcn
+
+The mean absolute change of the trained weights of each projection in the lower, middle and upper third of the layers,
+from the runs' slice deltas. A weight that was not trained did not change and does not count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from .. import delta
+from ..cli import one_line
+from ..errors import UserError
+from ..neurons import thirds
+from .charts import grouped_bars
+from .output import Figure, Table, write
+
+THIRDS = ("lower", "middle", "upper")
+Place = tuple[str, str]
+"""Projection, third."""
+
+
+@dataclass
+class Arguments:
+    """Mean absolute change of the trained weights of two runs, or more, by projection and third of the layers."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of finished runs, such as one of CANEFT and one of RCN."""
+
+
+def mean_changes(run: Path) -> dict[Place, tuple[float, int]]:
+    """(mean |new - old|, weights) of a run's trained weights by projection and third, in the layers' order.
+
+    Raises UserError where the run has no delta.
+    """
+    sites = _modules(run)
+    layers = 1 + max(layer for layer, _ in sites.values())
+    third = {layer: name for name, part in zip(THIRDS, thirds(layers), strict=True) for layer in part}
+    about = delta.read_about(run / "delta")
+    total: dict[Place, float] = defaultdict(float)
+    count: dict[Place, int] = defaultdict(int)
+    for name, _, part in delta.slices(run / "delta"):
+        layer, projection = sites[about["tensors"][name]["module"]]
+        place = projection, third[layer]
+        total[place] += float((part["new"].double() - part["old"].double()).abs().sum())
+        count[place] += part["new"].numel()
+    roles = list(dict.fromkeys(role for _, role in sites.values()))
+    places = [(role, name) for role in roles for name in THIRDS]
+    return {place: (total[place] / count[place], count[place]) for place in places if count[place]}
+
+
+def _modules(run: Path) -> dict[str, tuple[int, str]]:
+    """Name of every FFN projection → its layer and role, from the exported model's config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ..ffn import find_ffns
+
+    if not (run / "model" / "config.json").is_file() or not (run / "delta").is_dir():
+        raise UserError(f"{run}: no model/ and delta/ there: name the --out of a finished run that chose neurons")
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run / "model"))
+    return {
+        f"{site.name}.{child}": (site.layer, role)
+        for site in find_ffns(empty)
+        for role, child in site.projections.items()
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes change.html and its table beside the first run. A user's mistake is one line and exit code 2."""
+    with one_line():
+        runs = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.change").runs
+        names = [Path(run).name for run in runs]
+        if len(set(names)) != len(names) or not names:
+            raise UserError(f"{' '.join(runs)}: name runs whose folders are called differently")
+        found = {name: mean_changes(Path(run)) for name, run in zip(names, runs, strict=True)}
+        places = [(p, third) for p in _projections(found) for third in THIRDS]
+        rows = [
+            [*place, *(value for changes in found.values() for value in changes.get(place, (None, 0)))]
+            for place in places
+        ]
+        columns = ["projection", "layers", *(f"{name}{what}" for name in names for what in ("", ", weights"))]
+        series = {name: [changes.get(place, (0.0, 0))[0] for place in places] for name, changes in found.items()}
+        picture = grouped_bars([" ".join(place) for place in places], series, "mean |change|")
+        words = "Mean absolute change of the trained weights, each layer's third by itself; what is frozen is left out."
+        table = Table("thirds", columns, rows, "By projection and third of the layers", 7)
+        write(runs[0], "change", "How far the weights moved", words, [table], [Figure(table.title, picture)])
+
+
+def _projections(found: dict[str, dict[Place, tuple[float, int]]]) -> list[str]:
+    return list(dict.fromkeys(projection for changes in found.values() for projection, _ in changes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Where the paper can be read in more than one way: does another reading than the run's train a better model?
+
+    python -m slicetune.engine.analyses.readings runs/caneft --train-sentences 400 --seeds 0 1 2
+    torchrun --nproc_per_node 8 -m slicetune.engine.analyses.readings runs/caneft
+
+Every reading chooses its neurons (a scoring pass is shared by all that score alike), trains them as the run did, and is
+compared with the run's own by the cross-entropy of each dev sentence. Beside them stand as many neurons drawn at random
+(RCN) and the untrained model. The best readings are trained with further seeds and decoded. Stopped, it goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from .. import distributed, signals
+from ..cli import one_line
+from ..config import RunConfig, ScoreConfig, fingerprint
+from ..errors import UserError
+from ..methods.caneft import Caneft
+from ..methods.rcn import Rcn
+from ..neurons import NeuronSet
+from ..run import Run, run_one
+from .charts import intervals
+from .output import Figure, Table, folder_of, write
+from .overlap import share
+from .paired import Paired, holm, paired, sentence_losses
+from .source import Source, caneft_of
+
+LEVEL = 0.05
+"""Chance of one false alarm among all readings."""
+
+
+@dataclass
+class Arguments:
+    """Train every reading of the paper on a run's text and compare them."""
+
+    run: tyro.conf.Positional[str]
+    """A finished CANEFT run: its settings are what every reading shares, and its own reading is the default."""
+    consensus: tuple[str, ...] = ("specific", "one_vs_rest", "joint")
+    task_ratios: tuple[float | None, ...] = (None, 0.1, 0.2, 0.5)
+    """Each with each consensus."""
+    train_sentences: int = 0
+    """A domain; 0 is as many as the run's."""
+    dev_sentences: int = 0
+    """A domain, for the comparison; 0 is as many as the run's."""
+    test_sentences: int = 0
+    """A domain, to decode the best with; 0 is as many as the run's."""
+    best: int = 3
+    """Readings that are trained with every seed and decoded."""
+    seeds: tuple[int, ...] = field(default_factory=lambda: (0, 1, 2))
+    """The first one compares all readings. A seed draws the sentences and their order."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: name one or more, each once")
+        if self.best < 0:
+            raise UserError(f"--best {self.best}: must be at least 0")
+        for name in self.consensus:
+            if name not in ("specific", "one_vs_rest", "joint"):
+                raise UserError(f"--consensus {name}: there are specific, one_vs_rest and joint")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the paper: what is scored, what is chosen."""
+
+    name: str
+    method: Caneft
+    score: ScoreConfig
+
+    @property
+    def folder(self) -> str:
+        return fingerprint([type(self.method).__name__, asdict(self.method), _scoring(self.score)])
+
+
+def readings(config: RunConfig, consensus: Sequence[str], task_ratios: Sequence[float | None]) -> list[Reading]:
+    """The run's own reading, one setting changed at a time, every consensus with every task ratio; each once."""
+    own, score = caneft_of(config), config.score
+    found = [Reading("default", own, score), Reading("random neurons", Rcn(**asdict(own)), score)]
+    for name, values in (("tokens", ("all", "target")), ("token_reduce", ("mean_abs", "abs_sum"))):
+        found += [Reading(f"{name} {value}", own, replace(score, **{name: value})) for value in values]
+    found += [
+        Reading(f"task merge {merge}", replace(own, task_merge=merge), score)
+        for merge in ("mean", "intersection", "union")
+    ]
+    for ratio in sorted(task_ratios, key=lambda ratio: ratio not in (None, own.task_ratio)):  # the paper's own first
+        for kind in consensus:
+            name = f"{kind}, task ratio {'none' if ratio is None else f'{ratio:g}'}"
+            found.append(Reading(name, replace(own, consensus=kind, task_ratio=ratio), score))
+    once: dict[str, Reading] = {}
+    for reading in found:
+        once.setdefault(reading.folder, reading)
+    return list(once.values())
+
+
+def _scoring(score: ScoreConfig) -> dict[str, Any]:
+    """What of the settings the statistics depend on."""
+    harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
+    return {name: value for name, value in asdict(score).items() if name not in harmless}
+
+
+class Trainer:
+    """Trains readings under `RUN/analyses/readings/` and keeps their losses by dev sentence."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.source = Source(arguments.run)
+        data = self.source.config.data
+        given = {name: getattr(arguments, name) for name in ("train_sentences", "dev_sentences", "test_sentences")}
+        self.data = replace(data, **{name: value for name, value in given.items() if value})
+        if not self.data.dev_sentences:
+            raise UserError("--dev-sentences 0: readings are compared by the loss of dev sentences; the run has none")
+        self.root = distributed.first_rank_first(lambda: folder_of(arguments.run)) / "readings"
+        self.dev = self.source.examples("dev", self.data.dev_sentences)
+        self.scored: dict[str, Path] = {}
+        self.losses: dict[tuple[int, str], Tensor] = {}
+
+    def config(self, reading: Reading, seed: int) -> RunConfig:
+        """Settings of one training. Statistics are taken from where the same sentences were scored the same way."""
+        config = replace(
+            self.source.config,
+            out=str(self.root / f"seed-{seed}" / reading.folder),
+            seed=seed,
+            data=self.data,
+            method=reading.method,
+            evaluate=replace(self.source.config.evaluate, base=False),
+        )
+        key = fingerprint([seed, _scoring(reading.score)])
+        if seed == self.source.config.seed and _scoring(reading.score) == _scoring(self.source.config.score):
+            self.scored.setdefault(key, self.source.run)
+        where = self.scored.setdefault(key, Path(config.out))
+        return replace(config, score=replace(reading.score, reuse="" if where == Path(config.out) else str(where)))
+
+    def neurons(self, reading: Reading, seed: int) -> NeuronSet:
+        """What the reading chooses."""
+        config = self.config(reading, seed)
+        run_one(config, Run.select_stages)
+        return NeuronSet.load(Path(config.out) / "neurons.safetensors")
+
+    def train(self, reading: Reading, seed: int, neurons: NeuronSet) -> Tensor:
+        """Losses [dev sentences] after training; a set that was trained before is not trained again."""
+        key = seed, neurons.fingerprint
+        if key not in self.losses:
+            config = self.config(reading, seed)
+            run_one(config, Run.train_stages)
+            self.losses[key] = self.evaluate(Path(config.out) / "model")
+        return self.losses[key]
+
+    def evaluate(self, folder: Path | None) -> Tensor:
+        """Losses [dev sentences] of the model in `folder`; of the base if that is None."""
+        model = self.source.model(folder)
+        return sentence_losses(
+            model, self.dev, self.source.tokenizer.pad_token_id, self.source.config.score.tokens_per_batch
+        )[0]
+
+    def decode(self, reading: Reading, seed: int) -> dict[str, dict[str, float]]:
+        """BLEU and chrF, averages over seen, unseen and all domains."""
+        return distributed.share_object(run_one(self.config(reading, seed)))["systems"][reading.method.name]["averages"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, compares, writes readings.html and two tables as CSV. A user's mistake is one line and exit code 2."""
+    signals.install()
+    with one_line():
+        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.readings")
+        distributed.start()
+        trainer = Trainer(given)
+        names = readings(trainer.source.config, given.consensus, given.task_ratios)
+        first = compare_all(trainer, names, given.seeds[0])
+        again = with_seeds(trainer, first, given.best, given.seeds) if given.best else []
+        distributed.first(lambda: report(given, first, again))
+        distributed.stop()
+
+
+@dataclass
+class Result:
+    """One reading, trained with one seed, against the default."""
+
+    reading: Reading
+    neurons: NeuronSet | None
+    losses: Tensor
+    versus: Paired
+    shared: float
+    """Of the neurons, those that the default has too."""
+
+
+def compare_all(trainer: Trainer, names: Sequence[Reading], seed: int) -> list[Result]:
+    """Every reading with one seed; the default first, the untrained base last (without a reading of its own)."""
+    found: list[Result] = []
+    for reading in names:
+        neurons = trainer.neurons(reading, seed)
+        losses = trainer.train(reading, seed, neurons)
+        default = found[0] if found else Result(reading, neurons, losses, paired(losses, losses), 1.0)
+        shared = share(neurons, default.neurons)
+        found.append(Result(reading, neurons, losses, paired(losses, default.losses), shared))
+        v = found[-1].versus
+        distributed.print0(f"{reading.name}: {losses.mean():.4f}, {v.difference:+.4f} ({v.low:+.4f} to {v.high:+.4f})")
+    base = trainer.evaluate(None)
+    untrained = replace(names[0], name="untrained base")
+    return [*found, Result(untrained, None, base, paired(base, found[0].losses), 0.0)]
+
+
+@dataclass
+class Seeds:
+    """One reading over all seeds: losses [seeds, dev sentences], and each seed's averages of BLEU and chrF."""
+
+    name: str
+    losses: Tensor
+    scores: list[dict[str, dict[str, float]]]
+
+
+def with_seeds(trainer: Trainer, first: Sequence[Result], best: int, seeds: Sequence[int]) -> list[Seeds]:
+    """The default and the `best` other readings by loss with every seed, decoded."""
+    own = [r for r in first[1:] if r.neurons is not None and type(r.reading.method) is Caneft]
+    other = [r for r in own if r.neurons != first[0].neurons]
+    ranked = sorted({r.neurons.fingerprint: r for r in reversed(other)}.values(), key=lambda r: r.versus.difference)
+    found = []
+    for result in (first[0], *ranked[:best]):
+        losses, scores = [], []
+        for seed in seeds:
+            neurons = trainer.neurons(result.reading, seed)
+            losses.append(trainer.train(result.reading, seed, neurons))
+            scores.append(trainer.decode(result.reading, seed))
+        found.append(Seeds(result.reading.name, torch.stack(losses), scores))
+    return found
+
+
+def verdicts(first: Sequence[Result]) -> list[tuple[float, str]]:
+    """Adjusted p and a word for every result but the default: against it, after Holm over all other readings."""
+    tested = [i for i, r in enumerate(first) if i and r.neurons is not None and type(r.reading.method) is Caneft]
+    adjusted = dict(zip(tested, holm([first[i].versus.p for i in tested]), strict=True))
+    words = []
+    for i, result in enumerate(first):
+        p = adjusted.get(i, result.versus.p)
+        same = result.neurons is not None and result.neurons == first[0].neurons
+        if i == 0 or same:
+            words.append((math.nan, "the default" if i == 0 else "same neurons"))
+        elif p >= LEVEL:
+            words.append((p, "no difference shown"))
+        else:
+            words.append((p, "better" if result.versus.difference < 0 else "worse"))
+    return words
+
+
+def seeds_agree(reading: Seeds, default: Seeds) -> tuple[Paired, Paired, bool]:
+    """Differences over sentences (each one's mean over seeds) and over seeds; whether both show the reading better."""
+    sentences = paired(reading.losses.mean(0), default.losses.mean(0))
+    seeds = paired(reading.losses.mean(1), default.losses.mean(1))
+    return sentences, seeds, sentences.high < 0 and seeds.high < 0  # NaN, of one seed, shows nothing
+
+
+def report(given: Arguments, first: Sequence[Result], again: Sequence[Seeds]) -> None:
+    """Tables, page and verdict."""
+    rows = []
+    for result, (p, word) in zip(first, verdicts(first), strict=True):
+        v, count = result.versus, result.neurons.count if result.neurons else 0
+        trained = result.neurons.parameters() if result.neurons else 0
+        row = [result.reading.name, count, trained, result.shared, float(result.losses.mean())]
+        rows.append([*row, v.difference, v.low, v.high, p, word])
+    columns = ["reading", "neurons", "trained", "shared", "dev loss"]
+    columns += ["difference", "low", "high", "p (Holm)", "verdict"]
+    tables = [Table("all", columns, rows, "Every reading against the default, one seed", 4)]
+    bars = [(r.reading.name, r.versus.difference, r.versus.low, r.versus.high) for r in first[1:-1]]
+    figures = [Figure("Dev loss minus the default's", intervals(bars, "nats a target token, 95 % interval"))]
+    words = (
+        f"{len(first[0].losses)} dev sentences; a sentence's loss is the mean over its target tokens. p is Holm's over "
+        "all readings; random neurons and the untrained base have a p of their own. "
+    )
+    if again:
+        tables.append(seed_table(again))
+        better = [s.name for s in again[1:] if seeds_agree(s, again[0])[2]]
+        which = f"over sentences and over {len(again[0].scores)} seeds"
+        words += f"Better than the default {which}: {', '.join(better) or 'none of the best'}."
+    write(given.run, "readings", "Readings of the paper", words, tables, figures)
+
+
+def seed_table(again: Sequence[Seeds]) -> Table:
+    """Mean ± deviation over seeds, and the differences to the default."""
+    rows = []
+    for one in again:
+        sentences, seeds, better = seeds_agree(one, again[0])
+        cells: list[Any] = [one.name, _spread(one.losses.mean(1).tolist(), 4)]
+        cells += [sentences.difference, sentences.low, sentences.high, seeds.low, seeds.high]
+        for part in ("seen", "unseen"):
+            values = [scores[part]["bleu"] for scores in one.scores if part in scores]
+            cells.append(_spread(values, 2) if values else "")
+        rows.append([*cells, "better" if better else ""])
+    columns = ["reading", "dev loss", "difference", "low", "high", "low (seeds)", "high (seeds)"]
+    return Table("seeds", [*columns, "BLEU seen", "BLEU unseen", "verdict"], rows, "The best readings, every seed", 4)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    deviation = float(torch.tensor(values).std()) if len(values) > 1 else math.nan
+    return f"{sum(values) / len(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What an analysis takes from a run's folder: its settings, its base model and tokenizer, its sentences.
+
+source = Source("runs/x")
+source.config.method, source.examples("train", 400), source.model()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import corpus, distributed, models, prompts
+from ..batching import Example, examples
+from ..config import AnyMethod, RunConfig
+from ..errors import UserError
+from ..methods.caneft import Caneft
+from ..shapes import ModelShape, from_config
+
+KINDS = {kind.__module__.rpartition(".")[2]: kind for kind in AnyMethod.__args__}
+"""Method by the name of its module, as config.json has it."""
+
+
+def read_config(run: str | os.PathLike[str]) -> RunConfig:
+    """The settings in `RUN/config.json`; what an older version did not store has its default.
+
+    Raises UserError naming the file if it is missing or no run's.
+    """
+    path = Path(run) / "config.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        method = dict(plain.pop("method"))
+        parts: dict[str, Any] = {"method": KINDS[method.pop("kind")](**_tuples(method))}
+        default = RunConfig()
+        for name, value in plain.items():
+            whole = isinstance(value, dict)
+            parts[name] = replace(getattr(default, name), **_tuples(value)) if whole else value
+        return RunConfig(**parts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not the settings of a run ({error}): name a run's --out") from None
+
+
+def caneft_of(config: RunConfig) -> Caneft:
+    """The run's CANEFT selection. Raises UserError where the run is another method's."""
+    if type(config.method) is not Caneft:
+        raise UserError(f"{config.out} is a run of {config.method.title}: name one of CANEFT")
+    return config.method
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+class Source:
+    """A run's base model and sentences, as its own stages read them."""
+
+    def __init__(self, run: str | os.PathLike[str]) -> None:
+        self.run, self.config = Path(run), read_config(run)
+        self.directions = corpus.directions(self.config.data)
+        self.base = Path(distributed.first_rank_first(lambda: models.snapshot(self.config.model.path)))
+        self.tokenizer = models.load_tokenizer(str(self.base))
+        self.shape: ModelShape = from_config(models.read_config(self.base))
+
+    def model(self, folder: Path | None = None) -> nn.Module:
+        """The frozen base, or the model in `folder`, on this rank's device."""
+        return models.load_model(str(folder or self.base), self.config.model, distributed.device())
+
+    def pairs(self, split: str, limit: int) -> list[list[corpus.Pair]]:
+        """Sentence pairs of each group of the statistics (domain, or direction), in the order of the run.
+
+        At most `limit` a domain; 0 is all. Where a group has several domains they take turns.
+        """
+        found: dict[str, list[list[corpus.Pair]]] = {name: [] for name in self.config.data.groups}
+        for data in self.directions:
+            for domain in data.seen:
+                pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
+                found[data.pair if data.pairs else domain].append(pairs)
+        return [[pair for turn in zip_longest(*domains) for pair in turn if pair] for domains in found.values()]
+
+    def encode(self, pairs: Sequence[corpus.Pair], split: str, prompt: str = "") -> list[Example]:
+        """Tokenised pairs, with another prompt if one is given; those that do not fit are left out."""
+        found = []
+        for data in self.directions:
+            mine = [pair for pair in pairs if pair.languages == (data.source, data.target)]
+            data = replace(data, prompt=prompt or data.prompt)
+            found += examples(self.tokenizer, data, mine, data.groups, split, data.max_length, self.config.seed)[0]
+        return found
+
+    def examples(self, split: str, limit: int) -> list[Example]:
+        """Tokenised sentences of all seen domains, at most `limit` a domain (0: all)."""
+        found = [e for pairs in self.pairs(split, limit) for e in self.encode(pairs, split)]
+        if not found:
+            raise UserError(f"{split}: no sentence is left: raise --data.max-length, or look at the files")
+        return found
+
+    def without_domain(self) -> str:
+        """The run's prompt with the words around {domain} taken out. Raises UserError where it names none."""
+        if self.config.data.prompt == "templates":
+            raise UserError("--plain-prompt: the run has ten templates; say which text without the domain to use")
+        return without_domain(prompts.resolve(self.config.data).system)
+
+
+def without_domain(system: str) -> str:
+    """A system text without what names the domain: `Domain: {domain}.`, or `in (the) {domain} domain`.
+
+    >>> without_domain("Translate from {src} into {tgt}. Domain: {domain}.")
+    'Translate from {src} into {tgt}.'
+    """
+    for words in (" Domain: {domain}.", " in the {domain} domain", " in {domain} domain"):
+        system = system.replace(words, "")
+    if "{domain}" in system:
+        raise UserError(f"--plain-prompt: say how {system!r} reads without its domain")
+    return system
