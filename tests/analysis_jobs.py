@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from slicetune.engine import distributed
 from slicetune.engine.analyses import change, chosen, control, overlap, ratios, readings, silence
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.caneft import Caneft
@@ -11,6 +12,7 @@ from slicetune.engine.run import run
 
 
 def main(base: str, out: str) -> None:
+    distributed.stop = lambda: None  # DeepSpeed keeps to the first group of a process; commands end theirs
     config = RunConfig(
         out=out,
         model=ModelConfig(path=base),
