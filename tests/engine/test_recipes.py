@@ -148,6 +148,11 @@ LANDERMT = {
     "lora": (31_457_280, 50_331_648),
     "adapter_lora": (806_433_120, 876_972_544),
     "full": (7_069_016_064, 7_505_973_248),
+    # four layers: 16,384·(2·4096 + 1) and 11,008·3·4096 of each; whole blocks; 1,639 and 1,101 specific units, the rest
+    "landermt": (536_936_448, 541_065_216),
+    "layers": (805_519_360, 809_533_440),
+    "ls": (53_713_308, 54_116_352),
+    "lg": (483_223_140, 486_948_864),
 }
 TEN = {f"{a}-{b}" for other in ("de", "fr", "it", "zh", "ar") for a, b in (("en", other), (other, "en"))}
 
@@ -167,7 +172,11 @@ def test_rows_of_landermts_tables(row, place, model):
         assert config.train_sentences == 100_000  # of a direction: 12,500 iterations of 8
 
 
-@pytest.mark.parametrize("row", ["base_pairs", "few_shot", "adapter", "lora_qkv", "adapter_lora", "full_pairs"])
+ON_TINY = ["base_pairs", "few_shot", "adapter", "lora_qkv", "adapter_lora", "full_pairs"]
+ON_TINY += ["landermt_pairs", "layers_pairs", "ls_pairs", "lg_pairs"]
+
+
+@pytest.mark.parametrize("row", ON_TINY)
 def test_rows_of_several_directions_on_tiny(row):
     config = load(RECIPES[0].with_name(f"{row}_tiny.py"))
     assert (config.model.path, config.data.pairs) == ("tiny-pairs", ("de-en", "en-de"))
