@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from .config import method_from
 from .errors import UserError
 from .models import read_config
+from .routes import ROUTES, Routes
 from .shapes import from_config
 from .shards import match_names, open_shard, tensor_files
 
 if TYPE_CHECKING:
     from .expansion import Expansion
+    from .methods.landermt import Landermt
     from .methods.method import Method
     from .neurons import NeuronSet
 
@@ -188,6 +190,8 @@ def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str
         return Scope(f"{name}{neurons.count:,} chosen slices may change", chosen, tuple(neurons.widths))
     if method is None or method.selects:
         return Scope(f"{name}no neuron set, so nothing may change", {})
+    if method.routes:
+        return _routed_scope(base, method, Routes.load(run / ROUTES), keys)
     allowed = method.may_change(_empty(base))
     if allowed is None:
         whole = dict.fromkeys(keys, Chosen("all", None))
@@ -199,6 +203,17 @@ def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str
         title = f"{name}{len(expansion.after)} new blocks, nothing of the base may change"
         return Scope(title, chosen, parts, expansion)
     return Scope(f"{name}{len(chosen)} layers that it was merged into may change", chosen, parts)
+
+
+def _routed_scope(base: Path, method: Landermt, routes: Routes, keys: Mapping[str, str]) -> Scope:
+    """What LANDeRMT and its ablations train: units of the routed layers, and what of their blocks is trained whole."""
+    units = method.trained_units(routes, from_config(read_config(base)))
+    whole = match_names(method.trained_whole(routes, _empty(base)), keys)
+    chosen = chosen_weights(base, units, keys)
+    chosen |= {key: Chosen(live.split(".")[-2], None) for live, key in whole.items()}
+    parts = tuple(dict.fromkeys(each.part for each in chosen.values()))
+    what = f"{units.count:,} slices of units and {len(whole)} whole tensors of {len(routes.layers)} layers may change"
+    return Scope(f"{method.title}: {what}", chosen, parts)
 
 
 def _method(run: Path) -> Method | None:

@@ -80,10 +80,12 @@ def attach(
     """Freeze `model`, route it, and make each owner's slices trainable, in place; returns what is trained.
 
     groups: names of what `Example.group` counts. `attention` trains the rest of the chosen blocks too, in the general
-    group: attention, norms, and the bias of the FFN's output projection, which belongs to no unit (METHODS counts
-    537 M for BLOOM-7b1's FFN slices and four whole blocks, with that bias, for 805 M); a micro-batch must then hold
-    sentences of one pair. Learned shares have a learning rate of `share_rate` times the run's and no weight decay.
+    group, so never where only specific units train: attention, norms, and the bias of the FFN's output projection,
+    which is no unit's (the paper's 805 M on BLOOM-7b1 are four whole blocks, with that bias; the units have 537 M). A
+    micro-batch must then hold sentences of one pair. Learned shares have a learning rate of `share_rate` times the
+    run's and no weight decay.
     """
+    attention = attention and trains != "specific"
     model.requires_grad_(False)
     route(model, routes, groups, recompute)
     for position, (name, ffn) in enumerate(routed_ffns(model)):

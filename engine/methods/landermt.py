@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+import torch
+
 from ..errors import UserError
 from .method import Method
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..config import RunConfig
     from ..counts import Trainable
+    from ..neurons import NeuronSet
     from ..routes import Routes
     from ..shapes import ModelShape
     from ..slices import Patch
@@ -119,10 +122,41 @@ class Landermt(Method):
         units, recompute = self.trains_units, config.model.recompute_ffn
         attach(model, routes, groups, units, self.attention, self.share_rate, recompute)
 
+    def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
+        """The units that training changed, as audit.py holds a run to them."""
+        from ..neurons import NeuronSet
+        from ..routing import owned_units
+
+        slices = {}
+        for position, layer in enumerate(routes.layers):
+            units = [index for index, _ in owned_units(routes, position, self.trains_units).values()]
+            if units:
+                *first, last = shape.widths
+                index = torch.cat(units).sort().values
+                slices |= {(layer, role, "row"): index for role in first} | {(layer, last, "column"): index}
+        return NeuronSet(slices, shape.layers, shape.widths, shape.fan_in)
+
+    def trained_whole(self, routes: Routes, model: nn.Module) -> set[str]:
+        """Names of the tensors that training changed as a whole; `model` may be without memory."""
+        from ..ffn import find_ffns
+
+        sites, found = find_ffns(model), set()
+        for site in (sites[layer] for layer in routes.layers if self.attention and self.trains_units != "specific"):
+            *first, last = (f"{site.name}.{child}" for child in site.projections.values())
+            slices = {f"{name}.{kind}" for name in first for kind in ("weight", "bias")} | {f"{last}.weight"}
+            found |= block_tensors(model, site.name) - slices
+        return found
+
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         from ..routed_export import patches
 
         return patches(base, routes, tensors, self.trains_units)
+
+
+def block_tensors(model: nn.Module, ffn: str) -> set[str]:
+    """Names of all parameters of the block that an FFN is in."""
+    block = ffn.rpartition(".")[0]
+    return {f"{block}.{name}" for name, _ in model.get_submodule(block).named_parameters()}
 
 
 def _floor(share: float, total: int) -> int:

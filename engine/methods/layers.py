@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .landermt import Landermt
+from .landermt import Landermt, block_tensors
 from .method import whole_patches
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..config import RunConfig
     from ..counts import Trainable
+    from ..neurons import NeuronSet
     from ..routes import Routes
     from ..shapes import ModelShape
     from ..slices import Patch
@@ -47,6 +48,17 @@ class Layers(Landermt):
         sites = find_ffns(model)
         for layer in routes.layers:
             model.get_submodule(sites[layer].name.rpartition(".")[0]).requires_grad_(True)
+
+    def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
+        from ..neurons import NeuronSet
+
+        return NeuronSet({}, shape.layers, shape.widths, shape.fan_in)
+
+    def trained_whole(self, routes: Routes, model: nn.Module) -> set[str]:
+        from ..ffn import find_ffns
+
+        sites = find_ffns(model)
+        return {name for layer in routes.layers for name in block_tensors(model, sites[layer].name)}
 
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         return whole_patches(tensors)
