@@ -57,7 +57,8 @@ class Router:
         if batch.position_ids is None:
             self.rows = rows[:, None]
         else:
-            self.rows = rows.repeat_interleave((batch.segments[:, 1] - batch.segments[:, 0]).long())[None]
+            lengths, tokens = (batch.segments[:, 1] - batch.segments[:, 0]).long(), batch.input_ids.numel()
+            self.rows = rows.repeat_interleave(lengths, output_size=tokens)[None]  # its size is known: no waiting
 
     def of(self, x: Tensor) -> Tensor:
         """int64 [rows · width]: the gain row of every token of x [rows, width, H]."""
@@ -85,6 +86,7 @@ class RoutedFFN(FusedFFN):
             raise UserError(f"{site.name}: a gated FFN with biases cannot be routed: its gain would scale the bias")
         device = last.weight.device
         self.router, self.where, self.gains, self.takes = router, where, gains.to(device), takes.to(device)
+        self.all_take = bool(takes.all())
         self.shares: nn.ParameterDict | None = None
         self.slope: Tensor | None = None
 
@@ -204,7 +206,7 @@ def _slot_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of every owner's slices; tokens of pairs that leave this layer alone give none."""
     *first, last = ffn.linears()
-    if not bool(ffn.takes.all()):
+    if not ffn.all_take:
         keep = ffn.takes[rows].to(x.dtype)[:, None]
         x, dy = x * keep, dy * keep
     grads = ()

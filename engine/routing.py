@@ -124,5 +124,5 @@ def _train_rest(block: nn.Module, ffn: RoutedFFN, group: UpdateGroup) -> None:
     for p in rest:
         p.requires_grad_(True)
         p.update_group = group
-        if not bool(ffn.takes.all()) and id(p) not in inside:
+        if not ffn.all_take and id(p) not in inside:
             p.register_hook(lambda grad: grad * ffn.takes[ffn.router.rows.to(grad.device)].all())

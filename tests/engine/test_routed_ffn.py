@@ -188,6 +188,21 @@ def test_the_router_reads_packed_and_padded_batches():
     assert router.names([0, 2]) == {"b-a", "c-d"}
 
 
+def test_the_rest_of_a_block_trains_for_pairs_that_take_it():
+    """de-en leaves layer 1 alone: its attention and norms get no gradient there, those of layer 0 do."""
+    for pair, trained in (("de-en", {0}), ("en-fr", {0, 1})):
+        model, routes = toys.model(), toys.routes()
+        attach(model, routes, routes.pairs, attention=True)
+        router_of(model).set([pair])
+        model(torch.tensor([toys.examples(1)[0].input_ids])).logits.square().mean().backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert not [name for name, grad in grads.items() if grad is None and ".rows." not in name]
+        for layer in (0, 1):
+            rest = [g for n, g in grads.items() if f"layers.{layer}." in n and ".mlp." not in n]
+            assert len(rest) == 6
+            assert all(bool(grad.any()) == (layer in trained) for grad in rest)
+
+
 def test_what_cannot_be_routed_is_refused():
     with pytest.raises(UserError, match="no route for en-it"):
         Router(("de-en",), ("de-en", "en-it"))
