@@ -96,8 +96,10 @@ def histogram(
     return svg(WIDTH, HEIGHT, f"{sum(counts):,} neurons by {x_name}, {sum(chosen):,} chosen", parts)
 
 
-def matrix(values: Sequence[Sequence[float | None]], names: Sequence[str], columns: Sequence[str] = ()) -> str:
-    """A square (or not) of shares between 0 and 1: the number in each cell, stronger colour for more."""
+def matrix(
+    values: Sequence[Sequence[float | None]], names: Sequence[str], columns: Sequence[str] = (), most: float = 1.0
+) -> str:
+    """A square (or not) of shares, or of other numbers up to `most`: each in its cell, stronger colour for more."""
     columns = columns or names
     left = 8 + 6.6 * max(map(len, names))
     wide, high = max(52.0, *(6.6 * len(name) + 8 for name in columns)), 22
@@ -110,7 +112,7 @@ def matrix(values: Sequence[Sequence[float | None]], names: Sequence[str], colum
         for j, value in enumerate(row):
             if value is None or not math.isfinite(value):
                 continue
-            fill = 0.88 * min(max(value, 0.0), 1.0)
+            fill = 0.88 * min(max(value / (most or 1.0), 0.0), 1.0)
             where = f'x="{left + j * wide:.1f}" y="{y}" width="{wide - 1:.1f}" height="{high - 1}"'
             label = f"{names[i]}, {columns[j]}: {value:.4f}"
             parts.append(f'<rect class="none" {where}/>')
@@ -156,13 +158,31 @@ def scatter(series: Mapping[str, Sequence[Point]], x_name: str, y_name: str) -> 
     xs, ys = zip(*every, strict=True)
     power = lambda v: f"1e{int(v)}" if v == int(v) else None  # noqa: E731
     frame = Frame(*padded(min(xs), max(xs)), *padded(min(ys), max(ys)), x_text=power, y_text=power)
+    return _cloud(frame, logs, x_name, y_name, lambda p: f"{10 ** p[0]:.3g}, {10 ** p[1]:.3g}")
+
+
+def plane(series: Mapping[str, Sequence[Point]], x_name: str, y_name: str) -> str:
+    """Points of a plane, a colour a series; empty without a point."""
+    series = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    every = [point for points in series.values() for point in points]
+    if not every:
+        return ""
+    xs, ys = zip(*every, strict=True)
+    frame = Frame(*padded(min(xs), max(xs)), *padded(min(ys), max(ys)), x_text=lambda v: f"{v:g}")
+    return _cloud(frame, series, x_name, y_name, lambda p: f"{p[0]:.3g}, {p[1]:.3g}")
+
+
+def _cloud(
+    frame: Frame, series: Mapping[str, Sequence[Point]], x_name: str, y_name: str, text: Callable[[Point], str]
+) -> str:
+    """Points in a frame, the series named on the right; `text` is what a point says when the pointer rests on it."""
     parts = [frame.axes(x_name, y_name)]
-    for i, (name, points) in enumerate(logs.items()):
+    for i, (name, points) in enumerate(series.items()):
         kind = f"s{i % COLOURS}"
-        parts += [_dot(frame, p, kind, f"{name}: {10 ** p[0]:.3g}, {10 ** p[1]:.3g}", 2.5) for p in points]
+        parts += [_dot(frame, p, kind, f"{name}: {text(p)}", 2.5) for p in points]
         where = f'x="{WIDTH - RIGHT + 9}" y="{TOP + 12 + i * GAP}"'
         parts.append(f'<text class="label {kind}" {where}>{escape(name)}</text>')
-    return svg(WIDTH, HEIGHT, f"{y_name} by {x_name}: {len(every):,} points", parts)
+    return svg(WIDTH, HEIGHT, f"{y_name} by {x_name}: {sum(map(len, series.values())):,} points", parts)
 
 
 def grouped_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y_name: str) -> str:
