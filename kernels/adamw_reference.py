@@ -65,16 +65,19 @@ def adamw_reference(slices: list[Slice], grad_scale: Tensor | None = None) -> No
     """One step over all slices, in place. grad_scale: one-element tensor that multiplies every gradient.
 
     One slice at a time: it stays in a CPU's cache from one operation to the next, where torch's foreach operations
-    sweep over all of them for each (measured: half the time).
+    sweep over all of them for each (measured: half the time). torch's fused kernel takes a third of it, but its last
+    bits are not those of torch.optim.AdamW by itself.
     """
+    most = max((s.param.numel() for s in slices), default=0)
+    scratch = {s.values_dtype: s.param.new_empty(most, dtype=s.values_dtype) for s in slices}
     for s in slices:
         grad = s.grad.to(s.values_dtype)
         if grad_scale is not None:
             grad = grad * grad_scale.reshape(()).to(s.values_dtype)
-        _step(s, grad)
+        _step(s, grad, scratch[s.values_dtype][: grad.numel()].view(grad.shape))
 
 
-def _step(s: Slice, grad: Tensor) -> None:
+def _step(s: Slice, grad: Tensor, denominator: Tensor) -> None:
     """The formula of torch.optim.AdamW in its order of operations, so that float32 results have the same bits."""
     value = s.master if s.master is not None else s.param.to(s.values_dtype)
     mean, square = read_moments(s)
@@ -82,7 +85,7 @@ def _step(s: Slice, grad: Tensor) -> None:
         value.mul_(1 - s.lr * s.weight_decay)
     mean.lerp_(grad, 1 - s.beta1)
     square.mul_(s.beta2).addcmul_(grad, grad, value=1 - s.beta2)
-    denominator = (square.sqrt() / s.correction).add_(s.eps)
+    torch.sqrt(square, out=denominator).div_(s.correction).add_(s.eps)
     value.addcdiv_(mean, denominator, value=-s.step_size)
     write_moments(s, mean, square)
     write_values(s, value)
@@ -107,11 +110,23 @@ def scatter(param: Tensor, weight: Tensor, index: Tensor, axis: int) -> None:
 # Stochastic rounding: 32 bits for each element from its position and a 64-bit key, so every rank draws the same.
 
 
-def mix(x: int | Tensor) -> int | Tensor:
+def mix(x: int) -> int:
     """A bijection of 32-bit integers in which every input bit moves every output bit ("lowbias32" of C. Wellons)."""
     x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
     return x ^ (x >> 16)
+
+
+def mix_(x: Tensor) -> Tensor:
+    """`mix` of an int32 tensor, in place: products wrap, and the masks undo the sign that a shift draws in."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_signed(0x846CA68B))
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+
+
+def _signed(x: int) -> int:
+    """The low 32 bits of x as an int32."""
+    return (x & _MASK ^ 1 << 31) - (1 << 31)
 
 
 def rounding_key(seed: int, ordinal: int, step: int) -> int:
@@ -121,9 +136,9 @@ def rounding_key(seed: int, ordinal: int, step: int) -> int:
 
 
 def random_bits(count: int, key: int, device: torch.device | str = "cpu") -> Tensor:
-    """32 bits for each of `count` elements as int64: mix(mix(position ^ key_low) + key_high)."""
-    position = torch.arange(count, device=device)
-    return mix(mix(position ^ (key & _MASK)) + (key >> 32) & _MASK)
+    """32 bits for each of `count` elements as int32: mix(mix(position ^ key_low) + key_high)."""
+    position = torch.arange(count, dtype=torch.int32, device=device)
+    return mix_(mix_(position.bitwise_xor_(_signed(key))).add_(_signed(key >> 32)))
 
 
 def stochastic_round(values: Tensor, bits: Tensor) -> Tensor:
@@ -131,7 +146,7 @@ def stochastic_round(values: Tensor, bits: Tensor) -> Tensor:
 
     Infinite and NaN values stay what they are.
     """
-    raw = values.contiguous().view(torch.int32).to(torch.int64).view(-1)
+    raw = values.contiguous().view(torch.int32).view(-1)
     # Adding below the kept half carries into it exactly as often as the dropped half is large.
     rounded = ((raw + (bits & 0xFFFF)) >> 16).to(torch.int16).view(torch.bfloat16).view(values.shape)
     return torch.where(values.isfinite(), rounded, values.to(torch.bfloat16))
@@ -146,46 +161,48 @@ def read_moments(s: Slice) -> tuple[Tensor, Tensor]:
     """exp_avg and exp_avg_sq as float32 (or float64); the tensors themselves when they are not 8-bit."""
     if s.exp_avg_absmax is None:
         return s.exp_avg, s.exp_avg_sq
-    code = s.exp_avg.float()
-    mean = code * code.abs() * (1 / M_TOP**2) * _spread(s.exp_avg_absmax, code)
-    code = s.exp_avg_sq.float()
-    square = (code * code) * (code * code) * (1 / V_TOP**4) * _spread(s.exp_avg_sq_absmax, code)
-    return mean, square
+    code = _blocks(s.exp_avg).float()
+    mean = (code * code.abs()).mul_(1 / M_TOP**2).mul_(s.exp_avg_absmax[:, None])
+    code = _blocks(s.exp_avg_sq).float()
+    square = code.mul_(code).mul_(code).mul_(1 / V_TOP**4).mul_(s.exp_avg_sq_absmax[:, None])
+    return tuple(x.view(-1)[: s.param.numel()].view(s.param.shape) for x in (mean, square))
 
 
 def write_moments(s: Slice, mean: Tensor, square: Tensor) -> None:
     """Store 8-bit moments; nothing to do for others, which were updated in place."""
     if s.exp_avg_absmax is None:
         return
+    mean, square = _blocks(mean), _blocks(square)
     # The parameter's own rounding uses the bits themselves: here they are mixed once more.
-    bits = mix(random_bits(mean.numel(), s.key, mean.device) + 0x9E3779B9 & _MASK).view(mean.shape)
-    s.exp_avg_absmax.copy_(_absmax(mean))
-    s.exp_avg_sq_absmax.copy_(_absmax(square))
-    x = _ratio(mean.abs(), s.exp_avg_absmax) * M_TOP**2
-    low = x.sqrt().floor()
-    up = x - low * low > _uniform(bits) * (2 * low + 1)
-    s.exp_avg.copy_((low + up).clamp_(max=M_TOP) * mean.sign())
-    x = _ratio(square, s.exp_avg_sq_absmax) * float(V_TOP**4)
-    low = x.sqrt().sqrt().floor()
-    below, above = (low * low) * (low * low), ((low + 1) * (low + 1)) * ((low + 1) * (low + 1))
-    up = x - below > _uniform(bits >> 16) * (above - below)
+    bits = mix_(random_bits(mean.numel(), s.key, mean.device).add_(_signed(0x9E3779B9))).view(mean.shape)
+    x = _ratio(mean.abs(), s.exp_avg_absmax).mul_(M_TOP**2)
+    low = x.sqrt().floor_()
+    x.sub_(low * low)
+    up = torch.gt(x, (low * 2).add_(1).mul_(_uniform(bits)), out=x)
+    _store(s.exp_avg, low.add_(up).clamp_(max=M_TOP).mul_(mean.sign()))
+    x = _ratio(square, s.exp_avg_sq_absmax).mul_(float(V_TOP**4))
+    low = x.sqrt().sqrt_().floor_()
+    below, above = (low * low).square_(), (low + 1).square_().square_()
+    up = torch.gt(x.sub_(below), above.sub_(below).mul_(_uniform(bits >> 16)), out=x)
     # A second moment of zero would divide its update by eps alone, so a positive one keeps at least the first code.
-    s.exp_avg_sq.copy_(torch.maximum((low + up).clamp_(max=V_TOP), (square > 0).float()))
+    least = torch.gt(square, 0, out=below)
+    _store(s.exp_avg_sq, torch.maximum(low.add_(up).clamp_(max=V_TOP), least, out=low))
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    return (bits & 0xFFFF).float() * (1 / 65536)
+    return (bits & 0xFFFF).float().mul_(1 / 65536)
 
 
-def _absmax(x: Tensor) -> Tensor:
-    flat = x.abs().view(-1)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK))
-    return flat.view(-1, BLOCK).amax(1)
-
-
-def _spread(absmax: Tensor, like: Tensor) -> Tensor:
-    return absmax.repeat_interleave(BLOCK)[: like.numel()].view(like.shape)
+def _blocks(x: Tensor) -> Tensor:
+    """x as [blocks, 256], zeros behind it."""
+    return torch.nn.functional.pad(x.view(-1), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
 
 
 def _ratio(x: Tensor, absmax: Tensor) -> Tensor:
-    return x / torch.where(absmax > 0, absmax, 1.0).repeat_interleave(BLOCK)[: x.numel()].view(x.shape)
+    """x [blocks, 256], not negative, over the maximum of its block, which goes into absmax."""
+    torch.amax(x, 1, out=absmax)
+    return x / torch.where(absmax > 0, absmax, 1.0)[:, None]
+
+
+def _store(codes: Tensor, blocks: Tensor) -> None:
+    codes.copy_(blocks.view(-1)[: codes.numel()].view(codes.shape))

@@ -14,6 +14,7 @@ from slicetune.kernels.adamw_reference import (
     Slice,
     adamw_reference,
     mix,
+    mix_,
     random_bits,
     read_moments,
     rounding_key,
@@ -185,7 +186,10 @@ def test_random_bits_are_uniform_and_differ_by_position_step_and_parameter():
     other = random_bits(1 << 16, keys[6])
     assert (bits == other).sum() < 3
     assert abs(torch.corrcoef(torch.stack([bits.double(), other.double()]))[0, 1]) < 0.02
-    assert mix(1) == int(mix(torch.tensor([1]))[0])
+    seen = torch.tensor([1, -5, 1 << 30], dtype=torch.int32)
+    assert [mix(x & 0xFFFFFFFF) for x in seen.tolist()] == [x & 0xFFFFFFFF for x in mix_(seen.clone()).tolist()]
+    own = mix((mix(7 ^ (keys[5] & 0xFFFFFFFF)) + (keys[5] >> 32)) & 0xFFFFFFFF)
+    assert int(bits[7]) & 0xFFFFFFFF == own
 
 
 def test_stochastic_rounding_is_unbiased_and_between_neighbours():
