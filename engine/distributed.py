@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -34,7 +36,7 @@ def start(timeout_minutes: float = 30.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPUs); one process forms a group of its own.
 
     DeepSpeed wants a group even for one process. Without torchrun's variables the port is one that the system says is
-    free, so two runs on one machine do not meet.
+    free, so two runs on one machine do not meet. Raises UserError if a given port is in use.
     """
     if dist.is_initialized():
         return
@@ -44,7 +46,56 @@ def start(timeout_minutes: float = 30.0) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    try:
+        store = _agents_store(timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+        named = {} if store is None else {"store": store, "rank": rank(), "world_size": world()}
+        dist.init_process_group(backend, timeout=timeout, **named)
+    except dist.DistNetworkError as error:
+        if "in use" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise UserError(f"MASTER_PORT {port}: the port is in use: name another, or torchrun --standalone") from None
+
+
+def _agents_store(timeout: timedelta) -> dist.Store:
+    """torchrun's store, behind a prefix of this start's own.
+
+    The agent keeps one store for all of its restarts, and torch 2.13 puts nothing before the keys: a rank that starts
+    again can read the address that a dead one left there, and hang or fail (pytorch issue 135712).
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world(), is_master=False, timeout=timeout)
+    return dist.PrefixStore(agree_on_start(store, rank(), world(), timeout.total_seconds()), store)
+
+
+def agree_on_start(store: dist.Store, rank: int, world: int, seconds: float) -> str:
+    """A name for this start of all ranks that no earlier start had, though earlier keys are still in the store.
+
+    The first rank shows a new name; each other one answers with it and a ticket of its own; the first rank then
+    publishes the tickets. Who finds its own ticket there knows that the name is new. Raises RuntimeError after
+    `seconds`.
+    """
+    mine, end = uuid.uuid4().hex, time.monotonic() + seconds
+    tickets = {0: mine}
+    if rank == 0:
+        store.set("start", mine)
+    while True:
+        if rank == 0:
+            for other in range(1, world):
+                answer = store.get(f"ticket {other}").decode().split() if store.check([f"ticket {other}"]) else []
+                tickets |= {other: answer[1]} if answer[:1] == [mine] else {}
+            if len(tickets) == world:
+                store.set("tickets", " ".join(tickets[r] for r in range(world)))
+                return mine
+        elif store.check(["start"]):
+            store.set(f"ticket {rank}", f"{store.get('start').decode()} {mine}")
+            published = store.get("tickets").decode().split() if store.check(["tickets"]) else []
+            if mine in published:
+                return published[0]
+        if time.monotonic() > end:
+            raise RuntimeError(f"timed out waiting for all {world} ranks to start")
+        time.sleep(0.02)
 
 
 def stop() -> None:

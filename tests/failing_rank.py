@@ -1,8 +1,9 @@
-"""A two-rank training for torchrun whose rank 1 raises before its fifth update, the first time: test_first_error.py."""
+"""A two-rank training for torchrun whose rank 1 raises, or hangs, before its fifth update: test_first_error.py."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import toys
@@ -20,12 +21,14 @@ def main(out: Path) -> None:
 
     def fail(module, args, output) -> None:
         calls.append(1)
+        if distributed.rank() == 1 and len(calls) == 5 and (out / "hang").exists():
+            time.sleep(600)
         if distributed.rank() == 1 and len(calls) == 5 and not (out / "failed").exists():
             (out / "failed").touch()
             raise RuntimeError("a fault of rank 1")
 
     model.model.norm.register_forward_hook(fail)
-    distributed.start()
+    distributed.start(timeout_minutes=0.75 if (out / "hang").exists() else 3)
     with one_line(), status.recorded(out):
         config = toys.config(str(out), train_save_steps=1, train_eval_steps=100)
         train(model, config, toys.examples(23), [], out, pad_id=0, identity={"toy": 1})
