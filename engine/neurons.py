@@ -179,6 +179,7 @@ class NeuronSet:
         """Writes safetensors: a tensor a (layer, projection, axis), named `3.gate.row`; renamed into place."""
         shape = {"layers": self.layers, "widths": self.widths, "fan_in": self.fan_in}
         metadata = {"format": FORMAT, "shape": json.dumps(shape), "provenance": json.dumps(self.provenance)}
+        metadata["fingerprint"] = self.fingerprint
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
@@ -199,7 +200,10 @@ class NeuronSet:
                 if not isinstance(provenance, dict):
                     raise ValueError("its provenance is not a table")
                 slices = {_key(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(slices, shape["layers"], shape["widths"], shape["fan_in"], provenance)
+            found = cls(slices, shape["layers"], shape["widths"], shape["fan_in"], provenance)
+            if found.fingerprint != metadata["fingerprint"]:
+                raise ValueError("its content changed since it was written")
+            return found
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: not a neuron set ({error}); select again") from error
 

@@ -12,8 +12,10 @@ sentences, is a sum of integers, and so is the same bit for bit in any order of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,7 +164,7 @@ class Statistics:
                 tensor.copy_(part)
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
-        """Writes a safetensors file, piece by piece, under a temporary name that is then renamed.
+        """Writes a safetensors file with its digest, piece by piece, under a temporary name that is then renamed.
 
         Histograms are written as uint16 where no group has more sentences than that holds: 2.1 GB instead of 4.3.
         """
@@ -180,6 +182,8 @@ class Statistics:
         """Reads what `save` wrote; histograms go to `device` piece by piece. Raises UserError naming the file."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; run the scoring stage, which writes statistics.safetensors")
+        if not _is_as_written(Path(path)):
+            raise UserError(f"{path}: its content is not what was written (sha256); score again")
         try:
             with safe_open(path, framework="pt") as file:
                 return cls._from_file(file, device)
@@ -242,9 +246,14 @@ class _Namespace:
         self.widths, self.fan_in = dict(about["widths"]), dict(about["fan_in"])
 
 
+UNKNOWN = "0" * 64
+"""Stands in the header for the file's digest while that is computed: the digest is of the file with this in it."""
+DIGEST = re.compile(rb'"digest": "([0-9a-f]{64})"')
+
+
 def _write_safetensors(path: Path, entries: list[tuple[str, Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
     """Entries are (name, tensor, dtype on disk). safetensors' own writer wants all bytes in memory at once."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": {"digest": UNKNOWN} | metadata}
     end = 0
     for name, tensor, dtype in entries:
         start, end = end, end + tensor.numel() * dtype.itemsize
@@ -258,10 +267,32 @@ def _write_safetensors(path: Path, entries: list[tuple[str, Tensor, torch.dtype]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        digest = hashlib.sha256()
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        write(len(text).to_bytes(8, "little") + text)
         for _, tensor, dtype in entries:
             for piece in _pieces(tensor):
-                file.write(piece.cpu().numpy().astype(_SAFETENSORS_DTYPE[dtype][1]).tobytes())
+                write(piece.cpu().numpy().astype(_SAFETENSORS_DTYPE[dtype][1]).tobytes())
+        file.seek(8 + text.index(UNKNOWN.encode()))
+        file.write(digest.hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _is_as_written(path: Path) -> bool:
+    """Whether the digest in the header is the file's: one pass over it, 4 s for the statistics of an 8B model."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), 100_000_000))
+        found = DIGEST.search(header)
+        if not found:
+            return False
+        digest = hashlib.sha256(length + header.replace(found[1], UNKNOWN.encode(), 1))
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest().encode() == found[1]

@@ -162,6 +162,8 @@ def metadata(**changes) -> dict:
         ({}, {"shape": "[1]"}, "neuron set"),
         ({}, {"provenance": "{"}, "neuron set"),
         ({}, {"provenance": "[1]"}, "not a table"),
+        ({"0.gate.row": [1]}, {}, "fingerprint"),
+        ({"0.gate.row": [1]}, {"fingerprint": "0" * 16}, "changed since it was written"),
     ],
 )
 def test_bad_file_is_refused_in_one_line_that_names_it(tmp_path, tensors, about, says):
