@@ -9,6 +9,7 @@ from the runs' slice deltas. A weight that was not trained did not change and do
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..neurons import thirds
 from .charts import grouped_bars
 from .output import Figure, Table, write
+from .source import read_config
 
 THIRDS = ("lower", "middle", "upper")
 Place = tuple[str, str]
@@ -73,13 +75,24 @@ def _modules(run: Path) -> dict[str, tuple[int, str]]:
     }
 
 
+def names_of(runs: Sequence[str]) -> list[str]:
+    """Each run's method where these differ, else its folder's name."""
+    folders = [Path(run) for run in runs]
+    if not all((folder / "config.json").is_file() for folder in folders):
+        return [folder.name for folder in folders]
+    titles = [read_config(folder).method.title for folder in folders]
+    return titles if len(set(titles)) == len(titles) else [folder.name for folder in folders]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Writes change.html and its table beside the first run. A user's mistake is one line and exit code 2."""
     with one_line():
         runs = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.change").runs
-        names = [Path(run).name for run in runs]
+        names = names_of(runs)
         if len(set(names)) != len(names) or not names:
-            raise UserError(f"{' '.join(runs)}: name runs whose folders are called differently")
+            raise UserError(
+                f"{' '.join(runs)}: name runs of different methods, or whose folders are called differently"
+            )
         found = {name: mean_changes(Path(run)) for name, run in zip(names, runs, strict=True)}
         places = [(p, third) for p in _projections(found) for third in THIRDS]
         rows = [

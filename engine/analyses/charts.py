@@ -21,6 +21,8 @@ COLOURS = 6
 """Classes s0 to s5 of the style sheet; a seventh series starts again."""
 GAP = 14
 """Pixels between two labels, one above the other."""
+LETTER = 7.0
+"""Pixels of a letter, at most on average."""
 
 
 def lines(series: Mapping[str, Sequence[Point]], x_name: str, y_name: str) -> str:
@@ -92,7 +94,7 @@ def histogram(
     if mark is not None and edges[0] <= mark <= edges[-1]:
         x, _ = frame.place((mark, 0.0))
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="name" x="{x:.1f}" y="{TOP - 3}">γ {mark:.3g}</text>')
+        parts.append(f'<text x="{x + 5:.1f}" y="{TOP + 12}">γ {mark:.3g}</text>')
     return svg(WIDTH, HEIGHT, f"{sum(counts):,} neurons by {x_name}, {sum(chosen):,} chosen", parts)
 
 
@@ -101,8 +103,8 @@ def matrix(
 ) -> str:
     """A square (or not) of shares, or of other numbers up to `most`: each in its cell, stronger colour for more."""
     columns = columns or names
-    left = 8 + 6.6 * max(map(len, names))
-    wide, high = max(52.0, *(6.6 * len(name) + 8 for name in columns)), 22
+    left = 12 + LETTER * max(map(len, names))
+    wide, high = max(52.0, *(LETTER * len(name) + 8 for name in columns)), 22
     parts = []
     for j, name in enumerate(columns):
         parts.append(f'<text class="name" x="{left + (j + 0.5) * wide:.1f}" y="15">{escape(name)}</text>')
@@ -127,7 +129,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x_name: str) -> s
     rows = [row for row in rows if all(map(math.isfinite, row[1:]))]
     if not rows:
         return ""
-    left, high = 12 + 6.6 * max(len(name) for name, *_ in rows), 22
+    left, high = 12 + LETTER * max(len(name) for name, *_ in rows), 22
     x0, x1 = padded(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(up for *_, up in rows)))
     place: Callable[[float], float] = lambda v: left + (v - x0) / (x1 - x0) * (WIDTH - left - 16)  # noqa: E731
     bottom = 8 + high * len(rows)
