@@ -8,6 +8,7 @@ from the runs' slice deltas. A weight that was not trained did not change and do
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ def names_of(runs: Sequence[str]) -> list[str]:
     return titles if len(set(titles)) == len(titles) else [folder.name for folder in folders]
 
 
+def updates(name: str, run: Path) -> str:
+    """How long the exported weights were trained, and at which rate: without it a distance says little."""
+    try:
+        taken = json.loads((run / "chosen.json").read_text(encoding="utf-8"))
+        step = Path(taken["checkpoint"]).name.removeprefix("step-")
+        return f"{name} {step} at {taken['learning_rate']:g}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{name} unknown"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Writes change.html and its table beside the first run. A user's mistake is one line and exit code 2."""
     with one_line():
@@ -102,7 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         columns = ["projection", "layers", *(f"{name}{what}" for name in names for what in ("", ", weights"))]
         series = {name: [changes.get(place, (0.0, 0))[0] for place in places] for name, changes in found.items()}
         picture = grouped_bars([" ".join(place) for place in places], series, "mean |change|")
-        words = "Mean absolute change of the trained weights, each layer's third by itself; what is frozen is left out."
+        words = (
+            "Mean absolute change of the trained weights, each layer's third by itself; what is frozen is left out. "
+        )
+        words += f"More updates at a higher rate go further: {', '.join(map(updates, names, map(Path, runs)))}."
         table = Table("thirds", columns, rows, "By projection and third of the layers", 7)
         write(runs[0], "change", "How far the weights moved", words, [table], [Figure(table.title, picture)])
 

@@ -362,6 +362,9 @@ def test_changes_are_those_of_the_trained_weights(tmp_path):
     change.main([str(run)])
     rows = list(csv.reader((run / "analyses" / "change-thirds.csv").open()))
     assert rows[0] == ["projection", "layers", "caneft", "caneft, weights"]
+    (run / "chosen.json").write_text('{"checkpoint": "sweep/lr-0.003/checkpoints/step-50", "learning_rate": 0.003}')
+    assert change.updates("CANEFT", run) == "CANEFT 50 at 0.003"
+    assert change.updates("RCN", tmp_path) == "RCN unknown"
     with pytest.raises(UserError, match="no model/ and delta/"):
         change.mean_changes(tmp_path / "base")
 
