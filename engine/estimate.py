@@ -247,7 +247,7 @@ def _training_parts(
     config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int
 ) -> list[memory.Part]:
     parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
-    beside = parameters if config.method.selects else chosen.added
+    beside = parameters if config.method.selects or config.method.routed else chosen.added
     return memory.training(config, shape, world, parameters, micro * config.data.max_length, beside)
 
 

@@ -202,7 +202,7 @@ def training(
     weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
     parts = [
         Part(
-            "weights and slices" if config.method.selects else "weights",
+            "weights and slices" if config.method.selects or config.method.routed else "weights",
             f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
             (shape.parameters + beside) * width // weights,
         ),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .ffn import find_ffns
+from .ffn import FusedFFN, find_ffns
 from .groups import UpdateGroup
 from .owned import OwnedLinear
 from .routed import RoutedFFN, Router
@@ -29,12 +29,16 @@ Trains = Literal["all", "general", "specific"]
 def route(model: nn.Module, routes: Routes, groups: Sequence[str] = (), recompute: bool = False) -> Router:
     """Put a RoutedFFN in the place of every FFN that `routes` name, in place; weights are shared. Returns the router.
 
+    A model that was routed before follows the new routes alone.
     Raises UserError if the routes were made for another model.
     """
     sites = find_ffns(model)
     if len(sites) != routes.total_layers:
         raise UserError(f"the routes are of a model of {routes.total_layers} layers, this one has {len(sites)}")
     router = Router(routes.pairs, groups)
+    for site in sites:
+        if isinstance(site.module, RoutedFFN):
+            set_submodule(model, site.name, FusedFFN(site, recompute))
     for position, layer in enumerate(routes.layers):
         site = sites[layer]
         width = getattr(site.module, list(site.projections.values())[-1]).in_features

@@ -203,6 +203,17 @@ def test_the_rest_of_a_block_trains_for_pairs_that_take_it():
             assert all(bool(grad.any()) == (layer in trained) for grad in rest)
 
 
+def test_a_model_can_be_routed_again():
+    routes, ids = toys.routes(), torch.tensor([toys.examples(1)[0].input_ids])
+    some = toys.routes(layers=(1,), takes=routes.takes[:, 1:], owner=routes.owner[1:], share=routes.share[:, 1:])
+    once, twice = toys.model(), toys.model()
+    route(twice, routes)
+    route(twice, some).set(["en-fr"])
+    route(once, some).set(["en-fr"])
+    assert (once(ids).logits - twice(ids).logits).abs().max() < 1e-6
+    assert [name for name, _ in routed_ffns(twice)] == ["model.layers.1.mlp"]
+
+
 def test_what_cannot_be_routed_is_refused():
     with pytest.raises(UserError, match="no route for en-it"):
         Router(("de-en",), ("de-en", "en-it"))

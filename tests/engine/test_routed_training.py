@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 import toys
 from rank_pool import Pool
 
+from slicetune.engine import checkpoint
 from slicetune.engine.batching import PairOrder
 from slicetune.engine.errors import UserError
 from slicetune.engine.groups import EVERY_UPDATE, UpdateGroup, activate, optimizer_groups
@@ -44,13 +46,18 @@ def masters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("master/"): t for name, t in tensors.items() if name.startswith("master/")}
 
 
+def at_three(run: Path, out: Path) -> None:
+    """The run as it was when it had made three of its six updates."""
+    shutil.copytree(run / "checkpoints" / "step-3", out / "checkpoints" / "step-3")
+
+
 @pytest.fixture(scope="module")
 def unbroken(pool, tmp_path_factory):
-    """{stage: (tensors, group steps)}: BLOOM's slices, its blocks' rest and learned shares."""
+    """{stage: (tensors, group steps, folder)}: BLOOM's slices, its blocks' rest and learned shares."""
     runs = {}
     for stage in STAGES:
-        out = str(tmp_path_factory.mktemp(f"stage{stage}"))
-        runs[stage] = pool.run("train_routed", out, SETTINGS | {"zero_stage": stage}, "bloom", None, EVERYTHING)[0]
+        out, settings = tmp_path_factory.mktemp(f"stage{stage}"), SETTINGS | {"zero_stage": stage}
+        runs[stage] = *pool.run("train_routed", str(out), settings, "bloom", None, EVERYTHING)[0], out
     return runs
 
 
@@ -68,7 +75,7 @@ def test_stages_agree_bit_for_bit(unbroken):
 
 
 def test_all_of_it_is_trained_and_counted_by_its_pairs(unbroken):
-    tensors, steps = unbroken[1]
+    tensors, steps, _ = unbroken[1]
     model, routes = toys.bloom(), toys.routes(4 * toys.HIDDEN, car="learned")
     attach(model, routes, routes.pairs, attention=True)
     for name, p in model.named_parameters():
@@ -133,11 +140,12 @@ def plain_mlp(mlp, x, row, routes, layer):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_units_of_other_pairs_keep_every_bit(pool, tmp_path, stage):
+def test_units_of_other_pairs_keep_every_bit(pool, llama, tmp_path, stage):
     """Three updates of all pairs, then three of en-fr alone, with weight decay and momentum on."""
-    settings = SETTINGS | {"zero_stage": stage}
-    before, was = pool.run("train_routed", str(tmp_path), settings | {"train_max_steps": 3}, "model", None, {})[0]
-    after, now = pool.run("train_routed", str(tmp_path), settings, "model", 2, {})[0]
+    at_three(llama[0], tmp_path)
+    before, state = checkpoint.load(tmp_path / "checkpoints" / "step-3")
+    after, now = pool.run("train_routed", str(tmp_path), SETTINGS | {"zero_stage": stage}, "model", 2, {})[0]
+    was = state["group_steps"]
     routes, kept, moved = toys.routes(), 0, 0
     for layer in (0, 1):
         for owner, (_, pairs) in owned_units(routes, layer).items():
@@ -153,11 +161,12 @@ def test_units_of_other_pairs_keep_every_bit(pool, tmp_path, stage):
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_resume_equals_unbroken(pool, unbroken, tmp_path, stage):
+    whole, counts, folder = unbroken[stage]
+    at_three(folder, tmp_path)
     settings = SETTINGS | {"zero_stage": stage}
-    pool.run("train_routed", str(tmp_path), settings | {"train_max_steps": 3}, "bloom", None, EVERYTHING)
     tensors, steps = pool.run("train_routed", str(tmp_path), settings, "bloom", None, EVERYTHING)[0]
-    assert equal(tensors, unbroken[stage][0])
-    assert steps == unbroken[stage][1]
+    assert equal(tensors, whole)
+    assert steps == counts
 
 
 def test_bf16_stages_agree_and_resume(pool, tmp_path):
