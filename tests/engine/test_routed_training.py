@@ -28,6 +28,7 @@ SETTINGS = {
     "train_max_steps": 6,
     "train_epochs": 4,
     "train_save_steps": 3,
+    "train_save_total_limit": 9,
 }
 EVERYTHING = {"attention": True, "share_rate": 30.0, "routes": {"car": "learned"}}
 
@@ -171,14 +172,15 @@ def test_resume_equals_unbroken(pool, unbroken, tmp_path, stage):
 
 def test_bf16_stages_agree_and_resume(pool, tmp_path):
     settings, runs = SETTINGS | {"model_dtype": "bfloat16", "train_learning_rate": 1e-5}, {}
+    learned = {"routes": {"car": "learned"}}
     for stage in STAGES:
         one = settings | {"zero_stage": stage}
-        runs[stage] = pool.run("train_routed", str(tmp_path / str(stage)), one, "model", None, {})[0]
+        runs[stage] = pool.run("train_routed", str(tmp_path / str(stage)), one, "model", None, learned)[0]
     assert equal(runs[1][0], runs[2][0])
     assert equal(runs[1][0], runs[3][0])
     assert runs[1][1] == runs[2][1] == runs[3][1]
     shutil.rmtree(tmp_path / "1" / "checkpoints" / "step-6")
-    tensors, steps = pool.run("train_routed", str(tmp_path / "1"), settings, "model", None, {})[0]
+    tensors, steps = pool.run("train_routed", str(tmp_path / "1"), settings, "model", None, learned)[0]
     assert equal(tensors, runs[1][0])
     assert steps == runs[1][1]
 
