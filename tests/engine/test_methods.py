@@ -15,7 +15,7 @@ import torch
 import toys
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slicetune.engine import bottleneck, tiny
+from slicetune.engine import audit, bottleneck, tiny
 from slicetune.engine.cli import parse
 from slicetune.engine.config import AnyMethod, ExportConfig, RunConfig, as_dict
 from slicetune.engine.errors import UserError
@@ -167,6 +167,7 @@ def test_a_recipe_leaves_the_same_artefacts(row, tmp_path):
     bounds = load_recipe(recipe).method.bounds(from_config(AutoConfig.from_pretrained(tiny.model_dir("test"))))
     assert (results["trainable_parameters"], results["added_parameters"]) == (bounds.exact, bounds.added)
     assert f"{bounds.exact:,} trainable parameters" in done.stdout
+    assert row.startswith("adapter") or audit.main([str(out)]) == 0
     if row == "adapter_lora":
         attached = bottleneck.load(out / "attached")
         assert attached.num_parameters() >= bounds.exact
