@@ -16,7 +16,7 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 .DEFAULT_GOAL := help
 METHODS := base full lora lora_mlp dora llama_pro lape rcn caneft
 
-.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers faults fuzz doctor comet-env
+.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers tune faults fuzz doctor comet-env
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -75,3 +75,6 @@ gpu: ## on a GPU, offline, ≤ 8 minutes: kernel tests, benchmarks (more wheels:
 
 gpu-peers: ## on a GPU, offline, ≤ 8 minutes: against torch.compile, DoRA, SHiRA, Liger (more wheels: liger-kernel)
 	$(GPU_PYTHON) bench/run.py gpu-peers $(ARGS)
+
+tune: ## on a GPU, offline, ≤ 5 minutes: which tiles are best for each kernel, and the lines to change
+	$(GPU_PYTHON) bench/run.py tune $(ARGS)

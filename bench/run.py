@@ -4,6 +4,7 @@
     python bench/run.py gpu                         # make gpu: kernel tests compiled for real, then the benchmarks
     python bench/run.py gpu-peers                   # make gpu-peers: torch.compile, Liger, DoRA, SHiRA
     python bench/run.py cpu bench_step.py           # one file; the others' results stay
+    python bench/run.py tune                        # make tune: bench/tune.py, which tiles are best on this GPU
 
 Works from a plain checkout with nothing installed: slicetune.engine and slicetune.kernels are made importable for
 this run by links in a temporary folder. What fails or is too slow is reported and does not stop the rest.
@@ -103,12 +104,22 @@ def kernel_tests(env: dict[str, str]) -> dict[str, str]:
     return {"kernels compiled for this GPU": failed or "passed"}
 
 
+def tune(arguments: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as links:
+        env = environment("gpu", Path(links))
+        return subprocess.run([sys.executable, str(BENCH / "tune.py"), *arguments], env=env).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=("cpu", "gpu", "gpu-peers"))
+    parser.add_argument("mode", choices=("cpu", "gpu", "gpu-peers", "tune"))
     parser.add_argument("files", nargs="*", help="benchmark files; all by default")
     parser.add_argument("--out", type=Path, default=BENCH, help="folder of results/ and RESULTS.md")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
+    if options.mode == "tune":
+        return tune(more)
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if options.mode != "cpu" and not shutil.which("nvidia-smi"):
         print(f"[{options.mode}] no NVIDIA GPU here (no nvidia-smi)")
         return 1

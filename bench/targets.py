@@ -24,6 +24,8 @@ class Target:
     least: bool = True
     """The value must be at least the limit; else at most."""
     unit: str = "×"
+    ceiling: Measure | None = None
+    """What the value would be if our step took no longer than the floor: where that misses the limit, no step can."""
 
     def verdict(self, rows: list[Row]) -> tuple[str, str]:
         """(what was measured, yes or no)."""
@@ -31,8 +33,10 @@ class Target:
             value = self.measure(rows)
         except Missing as missing:
             return f"not measured: {missing}", "no"
-        met = value >= self.limit if self.least else value <= self.limit
-        return f"{value:.3g} {self.unit}", "yes" if met else "**no**"
+        if value >= self.limit if self.least else value <= self.limit:
+            return f"{value:.3g} {self.unit}", "yes"
+        most = f"; {self.ceiling(rows):.3g} if our step took no longer than the floor" if self.ceiling else ""
+        return f"{value:.3g} {self.unit}{most}", "**no**"
 
 
 def pick(rows: list[Row], suite: str, name: str) -> Row:
@@ -66,6 +70,10 @@ def least_lora(rows: list[Row], field: str, name: str = "LoRA") -> float:
 
 def lora_time(rows: list[Row]) -> float:
     return least_lora(rows, "seconds") / pick(rows, "step", OURS)["seconds"]
+
+
+def lora_over_floor(rows: list[Row]) -> float:
+    return least_lora(rows, "seconds") / pick(rows, "step", FLOOR)["seconds"]
 
 
 def lora_peak(rows: list[Row]) -> float:
@@ -118,19 +126,19 @@ def seconds(suite: str, name: str, scale: float = 1.0) -> Measure:
     return lambda rows: scale * pick(rows, suite, name)["seconds"]
 
 
-def both(text: str, measure: Measure, limit: float, least: bool = True) -> list[Target]:
-    return [Target(text, "cpu", measure, limit, least), Target(text, "gpu", measure, limit, least)]
+def both(text: str, measure: Measure, limit: float, least: bool = True, ceiling: Measure | None = None) -> list[Target]:
+    return [Target(text, mode, measure, limit, least, ceiling=ceiling) for mode in ("cpu", "gpu")]
 
 
 FULL, MASKED = "full, fused AdamW", "masked Adam over"
 TARGETS = [
     *both("slices ≤ 1.10 × the floor of the same model", ratio("step", OURS, FLOOR), 1.10, least=False),
-    *both("never slower than the faster LoRA (LoRA ÷ slices ≥ 1)", lora_time, 1.0),
+    *both("never slower than the faster LoRA (LoRA ÷ slices ≥ 1)", lora_time, 1.0, ceiling=lora_over_floor),
     Target("full fine-tuning ≥ 1.3 × slices", "cpu", ratio("step", FULL, OURS), 1.3),
-    Target("masked Adam ≥ 2.5 × slices", "cpu", ratio("step", MASKED, OURS), 2.5),
+    Target("masked Adam ≥ 2.5 × slices", "cpu", ratio("step", MASKED, OURS), 2.5, ceiling=ratio("step", MASKED, FLOOR)),
     Target("LoRA r=8 all-linear, faster form, ≥ 1.1 × slices", "gpu", lora_all_linear, 1.1),
     Target("full fine-tuning ≥ 1.4 × slices", "gpu", ratio("step", FULL, OURS), 1.4),
-    Target("masked Adam ≥ 2 × slices", "gpu", ratio("step", MASKED, OURS), 2.0),
+    Target("masked Adam ≥ 2 × slices", "gpu", ratio("step", MASKED, OURS), 2.0, ceiling=ratio("step", MASKED, FLOOR)),
     *both("peak memory ≤ the least LoRA's", lora_peak, 1.0, least=False),
     Target("scoring ≥ 8 × hooks at batch 1 (sentences a second)", "cpu", scoring_speed, 8.0),
     *both("scoring memory flat in the number of samples (most ÷ fewest)", memory_growth, 1.05, least=False),

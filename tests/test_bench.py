@@ -54,3 +54,30 @@ def test_report(out):
     images = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(images) == 3
     assert all((out / image).stat().st_size > 1000 for image in images)
+
+
+TUNE = """
+import time, triton.testing, tune
+triton.testing.do_bench = lambda run, **options: (run(), [1.0])[1]
+for number, table in enumerate(tune.tables()):
+    pins, configs = dict(table.pins), table.candidates("sm_90")
+    assert configs[0] == table.pinned("sm_90") and len(configs) > 8
+    rows = list(tune.measured(table, configs[:2], "sm_90", time.monotonic() + 600))
+    assert [row.get("error") for row in rows] == [None, None], rows
+    assert table.pins == pins
+    assert table.compiled(configs[1], "sm_90").constexprs != table.compiled(configs[0], "sm_90").constexprs
+wrong = lambda: (lambda: None, lambda got: [(tune.inputs()[0], tune.inputs()[1], 1e-3)])
+(row,) = tune.measured(tune.dataclasses.replace(table, make=wrong), configs[:1], "sm_90", time.monotonic() + 600)
+assert "relative error" in row["error"] and "seconds" not in row
+assert tune.verdict(1, tune.tables()[1].pinned("sm_90"), "sm_90") == ""
+assert "spills" in tune.verdict(1, tune.Tile(64, 64, 512, 4), "sm_90")
+"""
+
+
+def test_tuning_checks_what_it_times_and_drops_what_spills():
+    """The same code as on a GPU, with the clock and the kernels' parts exchanged; two real compilations."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "SLICETUNE_BENCH": "smoke", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BENCH), os.environ.get("PYTHONPATH", ""))))
+    done = subprocess.run([sys.executable, "-c", TUNE], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
