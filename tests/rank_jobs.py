@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import toys
 from torch.distributed.fsdp import fully_shard
 
 from slicetune.engine import checkpoint, comet, distributed, routing, signals, status
+from slicetune.engine.analyses import ranges, transfer, variants
 from slicetune.engine.batching import pack
-from slicetune.engine.config import EvaluateConfig, ModelConfig, ScoreConfig
+from slicetune.engine.config import EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.detect import detect, prompt_only
 from slicetune.engine.detection import Detection
@@ -21,6 +24,7 @@ from slicetune.engine.ffn import attach
 from slicetune.engine.models import checkpoint_activations
 from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.progress import Progress
+from slicetune.engine.run import run_one
 from slicetune.engine.score import score as score_labelled
 from slicetune.engine.scoring import score
 from slicetune.engine.shapes import from_config
@@ -95,7 +99,8 @@ def detect_toys(count: int, tokens_per_batch: int) -> dict[str, torch.Tensor]:
     model, config = toys.model(), ScoreConfig(tokens_per_batch=tokens_per_batch)
     detection = Detection(("b-a", "a-b"), toys.LAYERS, toys.INTERMEDIATE, toys.HIDDEN)
     prompts = [prompt_only(example) for example in toys.examples(count)]
-    detect(model, prompts, toys.examples(count, seed=1), detection, config, rank=distributed.rank(), world=2)
+    sentences = [replace(example, target_start=1) for example in toys.examples(count, seed=1)]
+    detect(model, prompts, sentences, detection, config, rank=distributed.rank(), world=2)
     return {name: getattr(detection, name) for name in detection.SUMS}
 
 
@@ -111,6 +116,23 @@ def ask_comet(out: str, python: str, model: str) -> dict[str, Any]:
     config.evaluate = EvaluateConfig(comet=model, comet_python=python)
     pairs = [Pair("Die Anlage.", "The annex.", "it", i, ("de", "en")) for i in (1, 2)]
     return comet.stage(config, ["base"], Stages(Path(out)), lambda: {"it": pairs})
+
+
+def vary_landermt(config: RunConfig) -> dict[str, Any]:
+    """A LANDeRMT run, one of its first direction alone, and the commands that train or measure; results by name."""
+    stop, distributed.stop = distributed.stop, lambda: None  # commands end their group, the pool keeps it
+    out, pair = Path(config.out), config.data.pairs[0]
+    try:
+        run_one(config)
+        data, score = replace(config.data, train_pairs=(pair,)), replace(config.score, reuse=config.out)
+        run_one(replace(config, out=str(out / pair), data=data, score=score))
+        variants.main([config.out, "--k", "1", "2"])
+        ranges.main([config.out, "--sentences", "2"])
+        distributed.first(lambda: transfer.main([config.out, str(out / pair)]))
+    finally:
+        distributed.stop = stop
+    names = (".", pair, "analyses/variants/k-2")
+    return {name: json.loads((out / name / "results.json").read_text()) for name in names}
 
 
 def train_wrapped(wrapper: str, sentences: int, steps: int) -> dict[str, torch.Tensor]:

@@ -129,7 +129,10 @@ def report(run: str, found: Mapping[Variant, Mapping[str, Any]], base: Mapping[s
                 if row[0] == what:
                     curves.setdefault(f"seed {row[2]}", []).append((row[1], row[4 + place]))
             figures.append(Figure(f"{metric} by {what}", lines(curves, what, f"mean {metric}")))
-    tables = [Table("scores", ["varied", "value", "seed", "trained", *METRICS], rows, "Means over all that is decoded")]
+    named = [[what, "" if value is None else f"{value:g}", *rest] for what, value, *rest in rows]
+    tables = [
+        Table("scores", ["varied", "value", "seed", "trained", *METRICS], named, "Means over all that is decoded")
+    ]
     words = "Every other setting is the run's. With one seed, tenths of a point are within what seeds make."
     write(run, "variants", "Other settings of LANDeRMT", words, tables, figures)
 

@@ -107,7 +107,7 @@ def test_two_ranks_equal_one(pool):
     for sums in pool.run("detect_toys", 12, 60):
         for name in ("prompts", "sentences"):
             assert torch.equal(sums[name], getattr(one, name))
-        for name in ("hidden_sum", "output_sum"):
+        for name in ("hidden_sum", "output_sum", "awareness_sum"):
             torch.testing.assert_close(sums[name], getattr(one, name), rtol=1e-12, atol=1e-14)
 
 

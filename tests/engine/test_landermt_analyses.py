@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from slicetune.engine import detection_stages
 from slicetune.engine.analyses import awareness, projections, ranges, transfer, variants
 from slicetune.engine.analyses.silence import losses
 from slicetune.engine.batching import pad
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, as_dict
+from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, as_dict
 from slicetune.engine.detection import Detection
 from slicetune.engine.errors import UserError
 from slicetune.engine.ffn import find_ffns
@@ -259,3 +260,27 @@ def test_variants_table():
     base = {"averages": {"all": {"bleu": 1.0, "chrf": 2.0}}}
     rows = variants.rows_of({("k", 2, 0): results}, base)
     assert rows == [["base", None, None, 0, 1.0, 2.0], ["k", 2, 0, 7, 3.0, 9.0]]
+
+
+def test_commands_that_train_on_two_ranks(folder, pool, tmp_path):
+    """k = 1 is the run itself; the other run trains one direction; the tables have what the results say."""
+    config = replace(
+        variants.read_config(folder),
+        out=str(tmp_path),
+        model=ModelConfig(path=str(folder.parent / "model"), dtype="float32"),
+        train=TrainConfig(learning_rate=1e-2, max_steps=1, global_batch_size=2, micro_batch_size=1, report_to=()),
+        evaluate=EvaluateConfig(max_new_tokens=3),
+    )
+    config = replace(config, data=replace(config.data, train_sentences=2, test_sentences=2))
+    found = pool.run("vary_landermt", config)[0]
+    rows = table(tmp_path, "variants-scores")
+    assert [row[:3] for row in rows] == [["base", "", ""], ["k", "1", "0"], ["k", "2", "0"]]
+    trained = [found[name]["trainable_parameters"] for name in (".", "analyses/variants/k-2")]
+    assert [int(row[3]) for row in rows[1:]] == trained == [trained[0], 2 * trained[0]]
+    base = found["."]["systems"]["base"]["pairs"]
+    cells = table(tmp_path, "transfer-chrf")
+    assert [row[0] for row in cells] == ["de-en en-fr", "de-en"]
+    for row, name in zip(cells, (".", "de-en"), strict=True):
+        own = found[name]["systems"]["landermt"]["pairs"]
+        assert [float(cell) for cell in row[1:]] == [own[pair]["chrf"] - base[pair]["chrf"] for pair in PAIRS]
+    assert len(table(tmp_path, "ranges-losses")) == 2 * 16
