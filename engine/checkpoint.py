@@ -107,8 +107,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(state["step"], int) and state["step"] >= 0 and isinstance(state.get("identity", {}), dict)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        counts = [state["step"], *(state.get(name, 0) for name in ("best_step", "dev_step")), *state.get("skipped", [])]
+        sound = all(isinstance(count, int) and count >= 0 for count in counts)
+        sound = sound and isinstance(state.get("best_dev_loss", 0.0), int | float)
+        sound = sound and isinstance(state.get("identity", {}), dict)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{path}: not the state of a checkpoint: name another one, or --resume auto")
@@ -126,12 +129,12 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, faults
 
 
-def prune(root: Path, keep: int, also: Path | None) -> None:
-    """Delete all but the newest `keep` checkpoints and `also` (the best one), unfinished and stale folders too."""
+def prune(root: Path, keep: int, *also: Path) -> None:
+    """Delete all but the newest `keep` checkpoints and `also` (the best one …), unfinished and stale folders too."""
     found = sorted(root.glob("step-*"), key=_step)
     whole = [f for f in found if not f.suffix]
     for folder in [*whole[: -keep or None], *(f for f in found if f.suffix in (".partial", ".stale"))]:
-        if folder != also:
+        if folder not in also:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -225,6 +225,9 @@ class TrainConfig:
     """Export the checkpoint with the lowest dev loss rather than the last."""
     loss_spike: Literal["warn", "stop"] = "warn"
     """What to do when an update's loss jumps far above its running mean: say so, or stop before the next save."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do with an update whose loss or gradient is NaN or infinite on any rank: stop before it, or leave it out,
+    so that no weight, moment or step count changes. Its sentences are named; ten in a row stop the run."""
     logging_steps: int = 10
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
@@ -357,3 +360,14 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
             rows += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return rows
     return [] if old == new else [(prefix, old, new)]
+
+
+def table(rows: list[tuple[str, Any, Any]], most: int = 8) -> str:
+    """`differences` as a line: `train.learning_rate: 1e-05 → 0.001; zero.stage: …`."""
+    shown = "; ".join(f"{key}: {_short(old)} → {_short(new)}" for key, old, new in rows[:most])
+    return shown + (f"; and {len(rows) - most} more" if len(rows) > most else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"

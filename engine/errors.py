@@ -68,6 +68,8 @@ def describe(error: BaseException) -> tuple[Exit, str]:
             Exit.WRONG,
             f"{error.filename or '--out'}: {os.strerror(error.errno)}: make room; the same command goes on",
         )
+    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):  # safetensors' own error
+        return Exit.WRONG, f"--out: {text[-160:]}: make room; the same command goes on"
     if "out of memory" in text or isinstance(error, MemoryError):
         remedy = "lower --train.micro-batch-size or --score.tokens-per-batch, or raise --zero.stage"
         return Exit.FAILED, f"out of memory ({text[:160]}): {remedy}"

@@ -17,21 +17,23 @@ from .errors import UserError
 class FiniteWatch:
     """Looks at this rank's own gradients in the backward pass, before DeepSpeed adds the ranks' up.
 
-    In fp32 DeepSpeed does not look at all, and in bf16 it skips an update without a word. One sum a parameter: a NaN
-    or an infinity anywhere makes it not finite.
+    DeepSpeed looks at the sum alone, and skips an update without a word. One sum a parameter: a NaN or an infinity
+    anywhere makes it not finite. `skip`: say so and go on, rather than stop.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter]) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], skip: bool = False) -> None:
         self.sums: list[Tensor] = []
+        self.skip = skip
         self.handles = [p.register_hook(self._see) for p in params]
 
     def _see(self, gradient: Tensor) -> None:
         self.sums.append(gradient.detach().sum(dtype=torch.float32))
 
-    def check(self, loss: Tensor, batch: Batch, step: int) -> float:
+    def check(self, loss: Tensor, batch: Batch, step: int) -> float | None:
         """The loss of a micro-batch as a number; call it between backward and step (a collective).
 
-        Raises UserError, on every rank with the same words, if loss or gradient is not finite on any.
+        If loss or gradient is not finite on any rank, every rank raises UserError with the same words, or, to skip,
+        gets None.
         """
         value = float(loss.detach())
         gradients = not self.sums or math.isfinite(float(torch.stack(self.sums).sum()))
@@ -40,16 +42,28 @@ class FiniteWatch:
         if distributed.agree(float(bool(wrong))):
             found = [(rank, *one) for rank, one in enumerate(distributed.collect((wrong, batch.uids))) if one[0]]
             where = "; ".join(f"{what} of rank {rank}, sentences {_few(uids)}" for rank, what, uids in found)
-            raise UserError(
-                f"step {step + 1}: not finite: {where}; no weight or optimizer state was changed: lower "
-                "--train.learning-rate, or look at those sentences",
-                agreed=True,
-            )
+            line = f"step {step + 1}: not finite: {where}; no weight or optimizer state was changed"
+            if not self.skip:
+                remedy = "lower --train.learning-rate, look at those sentences, or go on by --train.non-finite skip"
+                raise UserError(f"{line}: {remedy}", agreed=True)
+            distributed.print0(f"warning: {line}: the update is skipped")
+            return None
         return value
 
     def close(self) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+MOST_SKIPPED = 10
+"""Updates in a row that may be skipped: more are no accident of the data."""
+
+
+def check_skipped(skipped: Sequence[int]) -> None:
+    """Raises UserError if the last updates of `skipped`, ascending numbers of updates, were skipped in a row."""
+    if len(skipped) >= MOST_SKIPPED and skipped[-1] - skipped[-MOST_SKIPPED] == MOST_SKIPPED - 1:
+        last = f"steps {skipped[-MOST_SKIPPED]} to {skipped[-1]}"
+        raise UserError(f"{last} were all skipped: not finite: lower --train.learning-rate, then resume", agreed=True)
 
 
 class SpikeWatch:

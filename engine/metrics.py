@@ -29,7 +29,7 @@ class Metrics:
         self.first = distributed.rank() == 0
         self.flops_per_token = training_flops_per_token(model)
         self.peak = matmul_flops(distributed.device(), next(model.parameters()).dtype) * distributed.world()
-        self.tokens, self.since, self.skipped, self.last = 0, time.perf_counter(), 0, {}
+        self.tokens, self.since = 0, time.perf_counter()
         self.bar = self.board = self.wandb = None
         if not self.first:
             return
@@ -50,26 +50,28 @@ class Metrics:
 
             self.wandb = wandb.init(project="slicetune", dir=str(out), config=as_dict(config), resume="allow")
 
-    def step(self, step: int, epoch: int, loss: float, engine: Any, tokens: int, applied: bool) -> None:
-        """Count an update of `tokens` tokens over all ranks; write every `logging_steps`."""
+    def step(self, step: int, epoch: int, loss: float | None, engine: Any, tokens: int, skipped: int) -> None:
+        """Count an update of `tokens` tokens over all ranks; write every `logging_steps`.
+
+        `loss` is None where it was not finite; `skipped` updates were left out since the start of training.
+        """
         self.tokens += tokens
-        self.skipped += not applied
         if self.bar:
             self.bar.update(1)
         if step % self.every and step != self.steps:
             return
-        norm = engine.gradient_norm()
+        norm = engine.gradient_norm() if loss is not None else None
         now = time.perf_counter()
         rate = self.tokens / (now - self.since)
         self.tokens, self.since = 0, now
         row = {"step": step, "epoch": epoch, "loss": loss, "lr": engine.optimizer.param_groups[0]["lr"]}
         row |= {"grad_norm": norm, "tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak}
-        row |= {"peak_memory_bytes": peak_memory(), "skipped_steps": self.skipped, "time": time.time()}
+        row |= {"peak_memory_bytes": peak_memory(), "skipped_steps": skipped, "time": time.time()}
         self._write(row)
         if self.bar:
-            self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s, MFU {row['mfu']:.0%}")
-            if not applied:
-                self.bar.write(f"step {step}: DeepSpeed skipped the update (gradient overflow); {self.skipped} so far")
+            shown = "not finite" if loss is None else f"{loss:.3f}"
+            left_out = f", {skipped} skipped" if skipped else ""
+            self.bar.set_postfix_str(f"loss {shown}, {rate:,.0f} tokens/s, MFU {row['mfu']:.0%}{left_out}")
 
     def dev(self, step: int, loss: float) -> None:
         self._write({"step": step, "dev_loss": loss, "time": time.time()})
@@ -83,7 +85,7 @@ class Metrics:
             file.write(json.dumps(row) + "\n")
         if self.board:
             for key, value in row.items():
-                if key not in ("step", "time"):
+                if key not in ("step", "time") and value is not None:
                     self.board.add_scalar(key, value, row["step"])
         if self.wandb:
             self.wandb.log(row, step=row["step"])

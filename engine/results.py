@@ -64,6 +64,7 @@ def training(out: Path) -> dict[str, Any]:
     kept = ("trainable_parameters", "added_parameters", "learning_rate", "peak_memory_bytes")
     facts = {name: chosen[name] for name in kept}
     facts |= {"tokens_per_second": rates[len(rates) // 2], "sweep": chosen["dev_loss"]}
+    facts["skipped_steps"] = max(row.get("skipped_steps", 0) for row in rows)
     if (out / "neurons.safetensors").is_file():
         neurons = NeuronSet.load(out / "neurons.safetensors")
         facts |= {"neurons": neurons.count, "total_neurons": neurons.total}

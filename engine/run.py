@@ -34,13 +34,14 @@ from . import (
     status,
 )
 from .batching import Example, examples
-from .config import RunConfig, as_dict, fingerprint
+from .config import RunConfig, as_dict
 from .errors import UserError
 from .export import export_model, summary
 from .methods.few_shot import FewShot, fit
 from .methods.lora import Lora
 from .metrics import peak_memory, reset_peak_memory
 from .neurons import NeuronSet
+from .progress import Translated
 from .report import table, write_report
 from .routed_export import load_routed
 from .routed_export import trained as trained_routes
@@ -51,7 +52,7 @@ from .slices import Patch
 from .stages import Lock, Stages, contents, write_atomically
 from .statistics import Statistics
 from .training import train
-from .translation import gather, translate, write_lines
+from .translation import gather, translate
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -266,10 +267,12 @@ class Run:
         c = self.config
         if c.train.sweep and not c.data.dev_sentences:
             raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
+        if c.train.sweep and c.resume != "auto":
+            raise UserError(f"--resume {c.resume}: a sweep has a checkpoint for each rate: use --resume auto")
         train_set = self.examples("train", c.train_sentences, c.data.train_pairs)
         dev = self.examples("dev", c.data.dev_sentences, c.data.train_pairs) if c.data.dev_sentences else []
         selected, method = self.selected, c.method
-        identity = {"neurons": selected.fingerprint if selected else "", "settings": fingerprint(self.stages.settings)}
+        identity = {"neurons": selected.fingerprint if selected else "", "settings": self.stages.settings}
         trained, pad_id = {}, self.tokenizer.pad_token_id
         for rate in c.train.sweep or (c.train.learning_rate,):
             model = self.model(self.base)
@@ -277,7 +280,8 @@ class Run:
             counts = self._count(model)
             one = replace(c, train=replace(c.train, learning_rate=rate, sweep=()))
             folder = self.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else self.out
-            trained[rate] = train(model, one, train_set, dev, folder, pad_id=pad_id, identity=identity)
+            whose = identity | {"learning_rate": rate}
+            trained[rate] = train(model, one, train_set, dev, folder, pad_id=pad_id, identity=whose)
             del model
         self.peak = max(self.peak, peak_memory())
         if distributed.rank() == 0:
@@ -336,23 +340,34 @@ class Run:
             adapter.write(self.out / "delta", self.base_name, self.out / "adapter", ranks)
 
     def translate_base(self) -> None:
-        self._translate(self.model(self.base), "base")
+        self._translate(lambda: self.model(self.base), "base", self.base)
 
     def translate(self) -> None:
-        if isinstance(self.config.method, FewShot):
-            self._translate(self.model(self.base), self.name)
-        elif self.config.method.routed:
-            self._translate(load_routed(self.trained, self.config.model, self.device), self.name)
-        elif self.config.method.merges:
-            self._translate(self.model(self.trained), self.name)
-        else:
-            attached = bottleneck.load(self.trained, str(self.base), self.config.model, self.device)
-            self._translate(attached, self.name)
+        few_shot = isinstance(self.config.method, FewShot)
+        self._translate(self._load_trained, self.name, self.base if few_shot else self.trained)
 
-    def _translate(self, model: nn.Module, system: str) -> None:
+    def _load_trained(self) -> nn.Module:
+        """The model that the method gives, ready to decode."""
+        if isinstance(self.config.method, FewShot):
+            return self.model(self.base)
+        if self.config.method.routed:
+            return load_routed(self.trained, self.config.model, self.device)
+        if self.config.method.merges:
+            return self.model(self.trained)
+        return bottleneck.load(self.trained, str(self.base), self.config.model, self.device)
+
+    def _translate(self, load: Callable[[], nn.Module], system: str, folder: Path) -> None:
+        """Translate every test set that is not yet; `load` gives the model, whose files are in `folder`."""
         evaluate, prompt = self.config.evaluate, prompts.resolve(self.config.data, self.config.seed)
         shots = self.shots(prompt) if system == "few_shot" else {}
+        identity = {"settings": self.stages.settings, "model": models.fingerprint(folder)}
+        finished, model = Translated(self.out / "translations" / system, identity), None
         for name, pairs in self.tests().items():
+            file = results.translations(self.out, system, name, pairs[0].languages[1]).name
+            if finished.has(file):
+                distributed.print0(f"{system}: {name}: translated before")
+                continue
+            model = model or load()
             mine = translate(
                 model,
                 self.tokenizer,
@@ -367,7 +382,7 @@ class Run:
             )
             lines = gather(mine)
             if distributed.rank() == 0:
-                write_lines(results.translations(self.out, system, name, pairs[0].languages[1]), lines)
+                finished.write(file, lines)
             distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
 
     def shots(self, prompt: prompts.Prompt) -> dict[str, list[list[corpus.Pair]]]:
@@ -406,6 +421,6 @@ def be_deterministic() -> None:
 
 def _lasting(config: RunConfig) -> dict[str, Any]:
     """Training settings that decide the result; how often it is logged or saved does not."""
-    harmless = ["logging_steps", "report_to", "save_steps", "save_total_limit", "loss_spike"]
+    harmless = ["logging_steps", "report_to", "save_steps", "save_total_limit", "loss_spike", "non_finite"]
     harmless += [] if config.method.routed else ["micro_batch_size"]  # which sentences a routed update reads
     return {k: v for k, v in asdict(config.train).items() if k not in harmless}

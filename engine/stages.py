@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import distributed, signals
-from .config import differences
+from .config import differences, table
 from .errors import UserError
 
 
@@ -37,8 +37,8 @@ class Stages:
         self.settings |= settings
         done = self.record.get(name)
         if done and artefact.exists():
-            if table := self._differences(done):
-                raise UserError(f"{artefact} was made with other settings ({table}): use another --out, or delete it")
+            if other := self._differences(done):
+                raise UserError(f"{artefact} was made with other settings ({other}): use another --out, or delete it")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
         signals.boundary(f"before the {name} stage")
@@ -58,8 +58,8 @@ class Stages:
         made, done = other / artefact.name, _read(other / "stages.json").get(name)
         if not done or not made.exists():
             raise UserError(f"--{name}.reuse {other}: no finished {name} stage there: name a run's --out")
-        if table := self._differences(done):
-            raise UserError(f"--{name}.reuse {other}: made with other settings ({table}): leave it out to {name} anew")
+        if other := self._differences(done):
+            raise UserError(f"--{name}.reuse {other}: made with other settings ({other}): leave it out to {name} anew")
         artefact.unlink(missing_ok=True)
         try:
             os.link(made, artefact)
@@ -68,8 +68,7 @@ class Stages:
 
     def _differences(self, done: dict[str, Any]) -> str:
         """What a finished stage's settings and the present ones differ in, as text; empty if nothing."""
-        rows = differences(done["settings"], json.loads(json.dumps(self.settings)))
-        return "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
+        return table(differences(done["settings"], json.loads(json.dumps(self.settings))))
 
     def aside(self, name: str, settings: dict[str, Any], artefact: Path, work: Callable[[], Any]) -> None:
         """As `do`, of a stage that nothing follows from: its settings are its own, and changed ones run it again."""

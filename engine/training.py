@@ -7,6 +7,7 @@ update, so neither depends on the number of ranks or micro-batches.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +20,15 @@ from torch import nn
 
 from . import checkpoint, distributed, signals
 from .batching import Batch, Example, Order, PairOrder, batches_by_tokens, pack, pad
-from .config import RunConfig, TrainConfig
+from .config import RunConfig, TrainConfig, differences, table
 from .errors import UserError
-from .guard import FiniteWatch, SpikeWatch, warn_of_spike
+from .guard import FiniteWatch, SpikeWatch, check_skipped, warn_of_spike
 from .loss import target_losses, token_weights
 from .metrics import Metrics
 from .models import packs_long_rows, takes_position_ids
 from .routed import Router
 from .routing import router_of
-from .zero import ZeroEngine, load_masters
+from .zero import MOMENTS, ZeroEngine, load_masters
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def train(
     """Train the parameters of `model` that require a gradient; returns the checkpoint folder to export.
 
     `identity` names what a checkpoint belongs to (model, neurons, data, settings): a resume with another one is
-    refused. Raises UserError on a loss or gradient that is not finite on any rank, before any weight changes, and
-    Interrupted, with the step saved, after a signal to any rank.
+    refused. Raises UserError on a loss or gradient that is not finite on any rank, before any weight changes (or skips
+    that update: `non_finite`), and Interrupted, with the step saved, after a signal to any rank.
     """
     rank, world = distributed.rank(), distributed.world()
     router = router_of(model)
@@ -108,7 +109,7 @@ def train(
     plan = Plan.of(config.train, len(examples), world, order.updates_per_epoch)
     distributed.print0(f"training: {plan}")
     root = out / "checkpoints"
-    tensors, state = _resume(root, config.resume, identity)
+    tensors, state = _resume(model, root, config.resume, identity)
     if state["step"] >= plan.steps:
         distributed.print0(f"training: already complete at step {state['step']}")
         return _chosen(root, state, config.train.load_best)
@@ -123,7 +124,7 @@ def train(
     metrics = Metrics(out, config, plan.steps, state["step"], model)
     every = config.train.eval_steps or plan.updates_per_epoch
     save_every = config.train.save_steps or plan.updates_per_epoch
-    watch, spikes = FiniteWatch(engine.params.values()), SpikeWatch()
+    watch, spikes = FiniteWatch(engine.params.values(), config.train.non_finite == "skip"), SpikeWatch()
     if state["step"] and state["step"] % every == 0 and state["dev_step"] != state["step"]:  # a stop left it out
         _evaluate(engine, dev_batcher, dev, config, state, state["step"], metrics)
 
@@ -134,22 +135,29 @@ def train(
         tokens = sum(len(examples[i].input_ids) - examples[i].target_start for i in update)
         pairs = router.names(examples[i].group for i in update) if router else None
         engine.begin_update(learning_rate(config.train, step, plan.steps), pairs)
-        total = 0.0
+        total, finite = 0.0, True
         for indices in order.share(epoch, within, rank, world, plan.accumulation):
             batch = batcher.filled([examples[i] for i in indices], examples[update[0]])
             losses = target_losses(engine, batch)
             loss = (losses * token_weights(batch)).sum() / tokens
             engine.backward(loss * (world * plan.accumulation))  # DeepSpeed averages over both
-            total += watch.check(loss, batch, step)
-            applied = engine.step()
+            value = watch.check(loss, batch, step)
+            total, finite = total + (value or 0.0), finite and value is not None
+            applied = engine.step(discard=not finite)
         # ------------------------------------------------------------------
         done = step + 1
         read = sum(len(examples[i].input_ids) for i in update)
         total, signalled = distributed.sums(total, float(signals.requested()))
         stopping = bool(signalled) and done < plan.steps
-        metrics.step(done, epoch, total, engine, read, applied)
-        uids, rate = [examples[i].uid for i in update], learning_rate(config.train, step, plan.steps)
-        warn_of_spike(spikes, total, done, rate, uids, config.train.loss_spike == "stop")
+        if not applied:
+            state["skipped"] = [*state["skipped"], done]
+            check_skipped(state["skipped"])
+        metrics.step(done, epoch, total if finite else None, engine, read, len(state["skipped"]))
+        if applied:
+            uids, rate = [examples[i].uid for i in update], learning_rate(config.train, step, plan.steps)
+            warn_of_spike(spikes, total, done, rate, uids, config.train.loss_spike == "stop")
+        elif finite:
+            distributed.print0(f"warning: step {done}: DeepSpeed skipped the update: its summed gradient overflowed")
         if (done % every == 0 or done == plan.steps) and not stopping:  # evaluation can take longer than 30 s
             _evaluate(engine, dev_batcher, dev, config, state, done, metrics)
         if done % save_every == 0 or done == plan.steps or state["best_step"] == done or stopping:
@@ -208,32 +216,52 @@ def _save(engine: ZeroEngine, root: Path, state: dict, identity: dict, config: T
     tensors, state = engine.state(), state | {"group_steps": engine.group_steps()}
 
     def write() -> None:
-        checkpoint.save(root / f"step-{state['step']}", tensors, state | {"identity": identity, "time": time.time()})
-        checkpoint.prune(root, config.save_total_limit, root / f"step-{state['best_step']}")
+        folder = root / f"step-{state['step']}"
+        checkpoint.save(folder, tensors, state | {"identity": identity, "time": time.time()})
+        # After `--resume step-2` there can be newer ones than what was just saved.
+        checkpoint.prune(root, config.save_total_limit, folder, root / f"step-{state['best_step']}")
 
     distributed.first(write)
 
 
-def _resume(root: Path, resume: str, identity: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _resume(
+    model: nn.Module, root: Path, resume: str, identity: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and state to go on from; none and a fresh state at the start."""
-    fresh = {"step": 0, "group_steps": {}, "best_dev_loss": math.inf, "best_step": 0, "dev_step": 0}
+    fresh = {"step": 0, "group_steps": {}, "best_dev_loss": math.inf, "best_step": 0, "dev_step": 0, "skipped": []}
+    folder = distributed.share_object(distributed.first(lambda: _find(model, root, resume, identity)))
+    if folder is None:
+        return {}, fresh
+    distributed.print0(f"resume: from {folder}")
+    tensors, state = checkpoint.load(folder)
+    return tensors, {key: state.get(key, first) for key, first in fresh.items()}
+
+
+def _find(model: nn.Module, root: Path, resume: str, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from: `resume`, or, on `auto`, the newest whole one under `root`, if there is any.
+
+    Raises UserError for one that is damaged, or of another run, with a table of what differs.
+    """
     if resume == "auto":
         folder, faults = checkpoint.newest(root)
         for fault in faults:
-            distributed.print0(f"resume: passed over {fault}")
+            print(f"resume: passed over {fault}", flush=True)
+        if folder is None:
+            return None
     else:
         folder = Path(resume)
         if not folder.is_dir():
             raise UserError(f"--resume {resume}: no such folder; name a checkpoint step-N, or auto")
-    if folder is None:
-        return {}, fresh
     tensors, state = checkpoint.load(folder)
-    was = state.get("identity", {})
-    other = [f"{key} {was.get(key)!r} → {value!r}" for key, value in identity.items() if was.get(key) != value]
+    other = differences(state.get("identity", {}), json.loads(json.dumps(identity)))
     if other:
-        raise UserError(f"{folder} belongs to another run ({'; '.join(other)}): use another --out, or its settings")
-    distributed.print0(f"resume: from {folder}")
-    return tensors, {key: state.get(key, first) for key, first in fresh.items()}
+        raise UserError(f"{folder} belongs to another run ({table(other)}): use another --out, or its settings")
+    wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    there = {name: tuple(t.shape) for name, t in tensors.items()}
+    other = differences(there, {f"{kind}/{n}": shape for kind in ("master", *MOMENTS) for n, shape in wanted.items()})
+    if other:
+        raise UserError(f"{folder} holds other tensors than are trained ({table(other)}): use another --out")
+    return folder
 
 
 def _chosen(root: Path, state: dict[str, Any], load_best: bool) -> Path:

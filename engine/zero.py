@@ -101,11 +101,23 @@ class ZeroEngine:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self) -> bool:
-        """End a micro-batch; at the boundary update. False if DeepSpeed skipped the update (bf16 overflow)."""
+    def step(self, discard: bool = False) -> bool:
+        """End a micro-batch; at the boundary update. False if there was no update: `discard`, or DeepSpeed skipped it.
+
+        An update is discarded by its optimizer: DeepSpeed steps, and so drops the gradients as ever, while every
+        parameter group is inactive, so that values, moments and step counts stay.
+        """
         boundary = self.engine.is_gradient_accumulation_boundary()
+        if not (boundary and discard):
+            self.engine.step()
+            return not boundary or self.engine.was_step_applied()
+        was = [group["active"] for group in self.client.param_groups]
+        for group in self.client.param_groups:
+            group["active"] = False
         self.engine.step()
-        return not boundary or self.engine.was_step_applied()
+        for group, active in zip(self.client.param_groups, was, strict=True):
+            group["active"] = active
+        return False
 
     def gradient_norm(self) -> float:
         """Global norm of the last update's gradient (before clipping); NaN where DeepSpeed did not compute it."""

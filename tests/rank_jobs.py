@@ -179,8 +179,8 @@ def train_signalled(out: str, overrides: dict[str, Any], number: int, step: int)
     return _ending(lambda: _train(model, config, Path(out)), Path(out))
 
 
-def train_poisoned(out: str, overrides: dict[str, Any], value: float, step: int, where: str) -> tuple[int, str, Any]:
-    """Train; in update `step` rank 1's loss, or its gradient alone, becomes `value`; what was trained before stays."""
+def train_poisoned(out: str, overrides: dict[str, Any], value: float, turn: int, where: str) -> tuple[int, str, Any]:
+    """Train; in the forward number `turn` rank 1's loss, or its gradient alone, is multiplied by `value`."""
     config, model = (
         toys.config(out, **overrides),
         toys.model(dtype=getattr(torch, overrides.get("model_dtype", "float32"))),
@@ -190,7 +190,7 @@ def train_poisoned(out: str, overrides: dict[str, Any], value: float, step: int,
 
     def strike(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
         calls.append(module.training)
-        if distributed.rank() == 1 and len(calls) == step:
+        if distributed.rank() == 1 and len(calls) == turn:
             if where == "loss":
                 return out * value
             out.register_hook(lambda gradient: gradient * value)  # the loss stays finite

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slicetune.engine.batching import Example
+from slicetune.engine.batching import Example, Order
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
+from slicetune.engine.ffn import attach
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.routes import GENERAL, NOBODY, Routes
 
@@ -158,3 +161,37 @@ def model_of_bytes(kind: str) -> torch.nn.Module:
     model = LlamaForCausalLM(config).eval()
     model.config.use_cache = False  # as load_model leaves it
     return model
+
+
+def trained_by_hand(steps: int = 10, left_out: Collection[int] = ()) -> dict[str, torch.Tensor]:
+    """Rows by `<module>.rows` after the settings of `config`, written out: dense gradients, everything in float64.
+
+    Updates `left_out` (from 1) are not made.
+    """
+    dense, chosen = model(dtype=torch.float64), neurons()
+    attach(copy.deepcopy(dense), chosen)
+    settings = config("")
+    data = examples(settings.data.train_sentences)
+    order = Order(settings.seed, len(data), settings.train.global_batch_size)
+    params = dict(dense.named_parameters())
+    rows = {f"model.layers.{layer}.mlp.{p}_proj": i for (layer, p, _), i in chosen.slices.items()}
+    state = {k: params[f"{k}.weight"].detach()[i].clone().requires_grad_() for k, i in rows.items()}
+    optimizer = torch.optim.AdamW(state.values(), lr=1e-2, weight_decay=0.1)
+    for step in range(steps):
+        if step + 1 in left_out:
+            continue
+        update = order.update(*divmod(step, order.updates_per_epoch))
+        tokens = sum(len(data[i].input_ids) - data[i].target_start for i in update)
+        loss = 0.0
+        for i in update:
+            ids = torch.tensor([data[i].input_ids])
+            logits = dense(ids, use_cache=False).logits[0, data[i].target_start - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(logits, ids[0, data[i].target_start :], reduction="sum")
+        grads = torch.autograd.grad(loss / tokens, [params[f"{k}.weight"] for k in rows])
+        for (k, i), g in zip(rows.items(), grads, strict=True):
+            state[k].grad = g[i]
+        optimizer.step()
+        with torch.no_grad():
+            for k, i in rows.items():
+                params[f"{k}.weight"][i] = state[k]
+    return {f"{k}.rows": value.detach() for k, value in state.items()}

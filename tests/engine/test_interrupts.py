@@ -94,6 +94,18 @@ def test_a_loss_spike_is_said_once_and_does_not_move_the_mean(capsys):
         warn_of_spike(watch, 9.0, 31, 1e-3, ["it/train/7"], stop=True)
 
 
+def test_a_spike_stops_both_ranks_before_it_is_saved(pool, tmp_path):
+    """In the 15th of 20 updates rank 1's logits are a hundred times as large."""
+    settings = {"train_epochs": 4, "train_save_steps": 1, "train_eval_steps": 100, "train_loss_spike": "stop"}
+    ends = pool.run("train_poisoned", str(tmp_path), settings, 100.0, 15, "loss")
+    assert ends[0] == ends[1]
+    code, message, left = ends[0]
+    assert code == Exit.WRONG
+    assert "step 15: loss" in message
+    assert "stopped by --train.loss-spike stop" in message
+    assert left == ["step-13", "step-14"]
+
+
 def test_noise_and_a_falling_loss_are_no_spikes():
     watch, draw = SpikeWatch(), torch.Generator().manual_seed(0)
     losses = [5 * 0.99**i + 0.3 * float(torch.randn((), generator=draw)) for i in range(300)]
