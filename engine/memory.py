@@ -17,6 +17,7 @@ from .counts import linears
 from .methods.adapter import Adapter
 from .methods.adapter_lora import AdapterLora
 from .methods.full import Full
+from .methods.landermt import Landermt
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
 from .routes import languages_of
@@ -94,7 +95,8 @@ def module_values(config: RunConfig, shape: ModelShape) -> int | None:
 
     gate, act(gate), up (BLOOM's GELU saves its input alone); where weights or adapters are trained, the inputs of all
     linear layers too: x of the FFN, h, and the attention's x; DoRA two of each layer's output. A full fine-tuning's
-    norms save their normalised input. A bottleneck adapter saves its input and its units before and after the GELU.
+    norms save their normalised input. A bottleneck adapter saves its input and its units before and after the GELU. Of
+    LANDeRMT's k blocks the mean over all is taken, as if each were trained whole.
     """
     method = config.method
     if method.selects:
@@ -110,7 +112,9 @@ def module_values(config: RunConfig, shape: ModelShape) -> int | None:
     inputs = sum(width for names, width in reads.items() if not names.isdisjoint(trained))
     if isinstance(method, Lora) and method.magnitude:
         inputs += 2 * sum(outputs for _, outputs in trained.values())
-    return frozen + inputs + isinstance(method, Full) * shape.gated * shape.norms * shape.hidden
+    if isinstance(method, (Full, Landermt)):
+        inputs += shape.gated * shape.norms * shape.hidden
+    return frozen + (inputs * method.k // shape.layers if isinstance(method, Landermt) else inputs)
 
 
 def activations(

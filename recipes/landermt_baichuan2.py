@@ -1,5 +1,6 @@
 """LANDeRMT: Baichuan2-7B-Base, ten directions; the FFNs of four layers, routed by direction.
 
+Four whole blocks, as the paper's count has them, are 809,533,440 parameters: --method.attention.
 DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
 
 torchrun --nproc_per_node 8 recipes/landermt_baichuan2.py --data.dir DATA --out runs/landermt-baichuan2

@@ -1,5 +1,6 @@
 """LANDeRMT: BLOOM-7b1, ten directions; the FFNs of four layers, routed by direction.
 
+The paper's 805 M are four whole blocks, 805,519,360 parameters: --method.attention.
 DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
 
 torchrun --nproc_per_node 8 recipes/landermt_bloom.py --data.dir DATA --out runs/landermt-bloom

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from slicetune.engine.methods.adapter import Adapter
 from slicetune.engine.methods.adapter_lora import AdapterLora
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.layers import Layers
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.lora_mlp import LoraMlp
@@ -135,14 +137,34 @@ def test_saved_activations_of_methods_that_do_not_fuse(kind, method):
     assert expected == pytest.approx((three - one) / 2 / 128, rel=0.02)  # an adapter's few values are not counted
 
 
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_saved_activations_of_one_trained_block_of_three(kind):
+    """Layers with k=1: what three blocks save beyond one is what two frozen blocks save."""
+    path, method, routes = "eager" if kind == "bloom" else "sdpa", Layers(k=1), SimpleNamespace(layers=(0,))
+    one, three = (_saved(kind, n, torch.float32, 128, path, kind != "bloom", method, routes) for n in (1, 3))
+    shapes = [dataclasses.replace(_shape(kind), layers=n) for n in (1, 3)]
+    run = config(method=method)
+    single, triple = (memory.saved_per_token(s, 4, path, 128, memory.module_values(run, s)) for s in shapes)
+    assert 3 * triple - single == pytest.approx((three - one) / 128, rel=0.01)
+    full = memory.saved_per_token(shapes[0], 4, path, 128, memory.module_values(config(method=Full()), shapes[0]))
+    assert single == full
+
+
 def _saved(
-    kind: str, layers: int, dtype: torch.dtype, tokens: int, attention: str, packed: bool, method: Method | None = None
+    kind: str,
+    layers: int,
+    dtype: torch.dtype,
+    tokens: int,
+    attention: str,
+    packed: bool,
+    method: Method | None = None,
+    neurons: Any = None,
 ) -> int:
     """Bytes of all storages but the parameters' that a forward saves, of scoring or of a method's training."""
     model = AutoModelForCausalLM.from_config(_config(kind, layers), attn_implementation=attention).to(dtype)
     model.requires_grad_(False)
     if method:
-        method.prepare(model, None, config())
+        method.prepare(model, neurons, config())
     for ffn in [] if method else fuse(model):
         ffn.tap = SimpleNamespace(anchor=None)  # any tap makes the FFN keep y
     model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())

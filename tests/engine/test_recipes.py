@@ -1,6 +1,7 @@
 """Recipes hold values only, every one has a dry run without weights or network, and errors are one line and code 2."""
 
 import ast
+import dataclasses
 import importlib.util
 import re
 import socket
@@ -174,6 +175,13 @@ def test_rows_of_landermts_tables(row, place, model):
 
 ON_TINY = ["base_pairs", "few_shot", "adapter", "lora_qkv", "adapter_lora", "full_pairs"]
 ON_TINY += ["landermt_pairs", "layers_pairs", "ls_pairs", "lg_pairs"]
+
+
+@pytest.mark.parametrize(("model", "blocks"), [("bloom", 805_519_360), ("baichuan2", 809_533_440)])
+def test_the_papers_count_is_that_of_whole_blocks(model, blocks):
+    config = load(RECIPES[0].with_name(f"landermt_{model}.py"))
+    whole = dataclasses.replace(config.method, attention=True)
+    assert whole.bounds(resolve("no-such-model", config.shape)).exact == blocks
 
 
 @pytest.mark.parametrize("row", ON_TINY)
