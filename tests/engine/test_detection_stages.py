@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import detection_stages, prompts
+from slicetune.engine import choosing_stages, detection_stages, prompts
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig
 from slicetune.engine.detect import detect, prompt_only
@@ -43,7 +43,7 @@ def run(tmp_path):
 
 
 def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys):
-    run.score()
+    choosing_stages.score(run)
     found = Detection.load(run.out / "awareness.safetensors")
     assert (found.pairs, found.languages) == (PAIRS, ("de", "en", "fr"))
     assert found.prompts.tolist() == [4, 4, 4]
@@ -68,7 +68,7 @@ def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys)
 
 
 def test_routes_are_written_and_printed(run, capsys):
-    run.score()
+    choosing_stages.score(run)
     detection_stages.select(run)
     routes = Routes.load(run.out / "routes.safetensors")
     assert (routes.pairs, len(routes.layers)) == (PAIRS, 1)
@@ -80,7 +80,7 @@ def test_one_direction_of_several_domains(run, tmp_path):
     """Groups are domains there; the direction is one."""
     run.config.data.pairs, run.config.data.pair = (), "fr-en"
     one = Run(run.config)
-    one.score()
+    choosing_stages.score(one)
     assert Detection.load(one.out / "awareness.safetensors").prompts.tolist() == [4]
 
 

@@ -15,7 +15,7 @@ import torch
 import toys
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import detection_stages
+from slicetune.engine import choosing_stages, detection_stages
 from slicetune.engine.analyses import awareness, projections, ranges, transfer, variants
 from slicetune.engine.analyses.silence import losses
 from slicetune.engine.batching import pad
@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
     data = DataConfig(dir=str(root / "data"), pairs=PAIRS, seen=("it",), unseen=(), score_sentences=3, dev_sentences=2)
     out, model = root / "out", ModelConfig(path=str(root / "model"))
     run = Run(RunConfig(out=str(out), model=model, data=data, method=Landermt(k=1, epsilon=0.5)))
-    run.score()
+    choosing_stages.score(run)
     detection_stages.select(run)
     (out / "config.json").write_text(json.dumps(as_dict(run.config)))
     return out

@@ -14,6 +14,7 @@ from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.errors import UserError
 from slicetune.engine.estimate import corpus_of
+from slicetune.engine.progress import Translated
 from slicetune.engine.report import table, write_report
 from slicetune.engine.shapes import resolve
 from slicetune.engine.translation import translate, write_lines
@@ -229,3 +230,12 @@ def test_some_directions_are_trained(root):
     assert list(counts.trained) == ["en-de/it", "en-de/law"]
     with pytest.raises(UserError, match=r"--data\.train-pairs it-en: not in --data\.pairs de-en en-de fr-en"):
         data_of(root, train_pairs=("it-en",))
+
+
+def test_finished_translations_go_by_direction(tmp_path):
+    """Two directions have files of one name; each is kept and found for itself."""
+    finished = Translated(tmp_path / "base", {"settings": 1})
+    finished.write("de-en/it.en", ["one"])
+    assert finished.has("de-en/it.en")
+    assert not finished.has("fr-en/it.en")
+    assert (tmp_path / "base/de-en/it.en").read_text() == "one\n"

@@ -9,7 +9,7 @@ import faults
 import pytest
 from rank_pool import Pool
 
-from slicetune.engine import checkpoint, models
+from slicetune.engine import checkpoint, models, training_stages
 from slicetune.engine.errors import UserError
 from slicetune.engine.run import Run
 from slicetune.engine.stages import Stages
@@ -141,7 +141,7 @@ def test_a_sweep_has_no_one_checkpoint_to_name(tmp_path):
     run = Run.__new__(Run)
     run.config = toys.config(str(tmp_path), train_sweep=(1e-3, 1e-2), resume="checkpoints/step-1")
     with pytest.raises(UserError, match=r"--resume checkpoints/step-1: a sweep has"):
-        run.train()
+        training_stages.train_and_choose(run)
 
 
 def test_a_changed_setting_of_a_finished_stage_is_a_table(tmp_path):

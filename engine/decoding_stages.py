@@ -1,0 +1,103 @@
+"""The stages of a run that measure: translate what is compared, score the translations, write the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from . import bottleneck, comet, corpus, distributed, models, prompts, results, signals
+from .methods.few_shot import FewShot, fit
+from .progress import Translated
+from .report import write_report
+from .routed_export import load_routed
+from .stages import write_atomically
+from .translation import gather, translate
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def translate_base(run: Run) -> None:
+    """Leave translations/base."""
+    _translate(run, lambda: run.model(run.base), "base", run.base)
+
+
+def translate_trained(run: Run) -> None:
+    """Leave the translations of what the method makes of the base."""
+    few_shot = isinstance(run.config.method, FewShot)
+    _translate(run, lambda: _load_trained(run), run.name, run.base if few_shot else run.trained)
+
+
+def _load_trained(run: Run) -> nn.Module:
+    """The model that the method gives, ready to decode."""
+    if isinstance(run.config.method, FewShot):
+        return run.model(run.base)
+    if run.config.method.routed:
+        return load_routed(run.trained, run.config.model, run.device)
+    if run.config.method.merges:
+        return run.model(run.trained)
+    return bottleneck.load(run.trained, str(run.base), run.config.model, run.device)
+
+
+def _translate(run: Run, load: Callable[[], nn.Module], system: str, folder: Path) -> None:
+    """Translate every test set that is not yet; `load` gives the model, whose files are in `folder`."""
+    evaluate, prompt = run.config.evaluate, prompts.resolve(run.config.data, run.config.seed)
+    shots = _shots(run, prompt) if system == "few_shot" else {}
+    identity = {"settings": run.stages.settings, "model": models.fingerprint(folder)}
+    finished, model = Translated(run.out / "translations" / system, identity), None
+    for name, pairs in run.tests().items():
+        path = results.translations(run.out, system, name, pairs[0].languages[1])
+        file = str(path.relative_to(finished.folder))
+        if finished.has(file):
+            distributed.print0(f"{system}: {name}: translated before")
+            continue
+        model = model or load()
+        mine = translate(
+            model,
+            run.tokenizer,
+            prompt,
+            pairs,
+            evaluate.batch_size,
+            evaluate.max_new_tokens,
+            distributed.rank(),
+            distributed.world(),
+            lambda done, batches: signals.boundary(f"decoding {name}"),  # noqa: B023  (called before the next domain)
+            shots=shots.get(name),
+        )
+        lines = gather(mine)
+        if distributed.rank() == 0:
+            finished.write(file, lines)
+        distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
+
+
+def _shots(run: Run, prompt: prompts.Prompt) -> dict[str, list[list[corpus.Pair]]]:
+    """The examples of each test sentence, by the name of its domain; how many did not fit is printed."""
+    tests, limit, found = run.tests(), run.config.data.max_length, {}
+    for data in run.directions:
+        for domain in data.domains:
+            name = data.name(domain)
+            drawn = run.config.method.examples(data, domain, tests[name], run.config.seed)
+            found[name], short = fit(run.tokenizer, prompt, tests[name], drawn, limit)
+            if short:
+                what = f"{short} of {len(drawn)} prompts have fewer examples than --method.shots"
+                distributed.print0(f"{name}: {what}, to keep to --data.max-length {limit}")
+    return found
+
+
+def evaluate(run: Run, comet_said: dict[str, Any]) -> dict[str, Any]:
+    """Leave results.json and report.html; returns the former's content. The first rank alone calls it."""
+    tests = run.tests()
+    results.write_sides(run.out, tests)
+    found = results.scores(run.out, run.directions, run.systems, tests, run.config.evaluate.smooth)
+    found |= results.training(run.out)
+    comet.add(found, comet_said, run.out)
+    found |= {"method": run.name, "model": run.config.model.path}
+    found |= {"train_sentences": run.config.train_sentences} if run.config.method.trains else {}
+    found |= {"seconds": run.stages.seconds(), "ranks": distributed.world()}
+    write_atomically(run.out / "results.json", json.dumps(found, indent=1))
+    found["report"] = str(write_report(run.out))
+    return found
