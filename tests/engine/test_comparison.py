@@ -167,7 +167,7 @@ def test_a_comparison_as_a_program(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the statistics of") == 2
+    assert done.stdout.count("the scores of") == 2
     read = json.loads((tmp_path / "out/results.json").read_text())
     assert {label: len(entry["runs"]) for label, entry in read["rows"].items()} == {"base": 1, "lape": 2, "caneft": 2}
     first, second = read["rows"]["caneft"]["runs"]
