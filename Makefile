@@ -39,8 +39,8 @@ test: lint ## style and all tests
 	@echo "[test] pytest"
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: $(STAMP) ## every fault in full, about an hour: tests/FAULTS.md
-	$(BIN)/python tests/faults.py $(ARGS)
+faults: $(STAMP) ## every fault in full, about an hour, in pieces: tests/FAULTS.md; broken off, it goes on
+	$(BIN)/python tests/campaign.py $(ARGS)
 
 fuzz: $(STAMP) ## random and damaged input, N of each kind (default 2000), drawn anew
 	SLICETUNE_FUZZ=$(or $(N),2000) $(BIN)/python -m pytest tests/engine/test_fuzz.py --timeout 0 $(ARGS)

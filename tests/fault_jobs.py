@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import resource
 from pathlib import Path
@@ -40,13 +42,32 @@ def save_one(disk: Any, root: str, step: int, keep: int) -> None:
     """One save and its pruning, as training's `_save` does."""
     disk.arm()
     checkpoint.save(Path(root) / f"step-{step}", tensors(step), {"step": step})
-    checkpoint.prune(Path(root), keep, None)
+    checkpoint.prune(Path(root), keep)
 
 
 def save_limited(disk: Any, root: str, step: int, limit: int) -> None:
     """The same where the kernel refuses to let a file grow beyond `limit` bytes, as a quota does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     checkpoint.save(Path(root) / f"step-{step}", tensors(step), {"step": step})
+
+
+def run_limited(disk: Any, base: str, out: str, limit: int) -> tuple[int, str]:
+    """A whole run where no file can grow beyond `limit` bytes (0: no limit); its exit code and what it says."""
+    from jobs import SMALL
+
+    from slicetune.engine.cli import main
+    from slicetune.engine.config import DataConfig, RunConfig
+
+    flags = SMALL | {"--model.path": base, "--out": out}
+    said = io.StringIO()
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with contextlib.redirect_stderr(said):
+        try:
+            main(RunConfig(data=DataConfig(prompt="short")), [word for pair in flags.items() for word in pair if word])
+        except SystemExit as stop:
+            return int(stop.code or 0), said.getvalue()
+    return 0, said.getvalue()
 
 
 def train_toys(disk: Any, out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:

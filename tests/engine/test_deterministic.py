@@ -1,4 +1,7 @@
-"""`--deterministic`: two runs in processes of their own give the same weights, metrics and report data."""
+"""`--deterministic`: two runs in processes of their own give the same weights, metrics and report data.
+
+What they open to write is listed too (watched.py): all of it lies under --out or in the caches.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from jobs import ROOT, SMALL
 from safetensors.torch import load_file
 
@@ -21,8 +25,13 @@ def run(out: Path) -> Path:
     flags = SMALL | {"--model.path": str(tiny.model_dir("test")), "--out": str(out), "--deterministic": ""}
     flags |= {"--data.test-sentences": "2", "--data.score-sentences": "12"}
     words = [w for pair in flags.items() for w in pair if w]
-    command = [sys.executable, str(ROOT / "recipes/caneft_tiny.py"), *words]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300, check=False)
+    elsewhere = out.with_name(f"{out.name}-temporary")
+    elsewhere.mkdir()
+    command = [sys.executable, str(ROOT / "tests/watched.py"), str(ROOT / "recipes/caneft_tiny.py"), *words]
+    variables = os.environ | {"SLICETUNE_WATCHED": f"{out}.written", "TMPDIR": str(elsewhere)}
+    done = subprocess.run(
+        command, env=variables, cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -34,8 +43,25 @@ def settled(value):
     return [settled(v) for v in value] if isinstance(value, list) else value
 
 
-def test_two_runs_are_equal_to_the_bit(tmp_path):
-    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return run(folder / "a"), run(folder / "b")
+
+
+def test_a_run_writes_under_its_out_alone(runs):
+    out, caches = runs[0], Path.home() / ".cache"
+    written = {Path(line) for line in Path(f"{out}.written").read_text().splitlines()}
+    assert out / "model" / "config.json" in written
+    temporary = out.with_name(f"{out.name}-temporary")  # the working directory too
+    allowed = (out, caches, temporary, Path("/dev"), Path("/proc/self"))
+    assert not [path for path in written if not any(path.is_relative_to(folder) for folder in allowed)]
+    left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
+    assert not left, "files were left in the working directory, or for temporary ones"
+
+
+def test_two_runs_are_equal_to_the_bit(runs):
+    first, second = runs
     tensors = [p.relative_to(first) for p in sorted(first.rglob("*.safetensors"))]
     assert len(tensors) >= 4  # statistics, neurons, checkpoint, model
     for path in tensors:

@@ -10,9 +10,12 @@ import sys
 
 import pytest
 from jobs import ROOT
+from safetensors import SafetensorError
 
-from slicetune.engine import cli, distributed, signals, status
+from slicetune.engine import cli, distributed, models, signals, status
+from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.errors import Exit, Interrupted, UserError
+from slicetune.engine.run import Run
 from slicetune.engine.stages import Lock, Stages
 
 ENDINGS = [
@@ -20,6 +23,7 @@ ENDINGS = [
     (Interrupted("interrupted by a signal"), Exit.INTERRUPTED, "interrupted by a signal"),
     (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted by SIGINT"),
     (OSError(errno.ENOSPC, "x", "out/a"), Exit.WRONG, "out/a: No space left on device: make room"),
+    (SafetensorError("I/O error: File too large (os error 27)"), Exit.WRONG, "File too large (os error 27): make room"),
     (RuntimeError("CUDA out of memory. Tried 2 GiB"), Exit.FAILED, "lower --train.micro-batch-size"),
     (RuntimeError("[gloo/tcp/pair.cc] Connection closed by peer [::1]"), Exit.FAILED, "another rank has ended"),
     (KeyError("x"), Exit.FAILED, "KeyError"),
@@ -88,6 +92,17 @@ def test_a_second_run_in_one_folder_is_refused_and_leaves_the_first_ones_status(
     assert done.stderr.count("\n") == 1
     assert status.read(tmp_path) == {"state": "running"}
     assert lock.file
+
+
+def test_data_is_looked_at_before_any_model(tmp_path, monkeypatch):
+    def fetched(path):
+        raise AssertionError("a model was looked for")
+
+    monkeypatch.setattr(models, "snapshot", fetched)
+    (tmp_path / "de-en" / "it").mkdir(parents=True)
+    data = DataConfig(dir=str(tmp_path), seen=("it",), unseen=())
+    with pytest.raises(UserError, match=r"it/train|it.*train"):
+        Run(RunConfig(out=str(tmp_path / "out"), data=data))
 
 
 def test_an_out_that_cannot_be_made_is_one_line(tmp_path):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -27,9 +28,10 @@ from slicetune.engine import checkpoint, cli, corpus, models, prompts, status, t
 from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.neurons import NeuronSet
+from slicetune.engine.progress import Translated
 from slicetune.engine.shapes import from_config
 from slicetune.engine.stages import Stages
-from slicetune.engine.statistics import Statistics
+from slicetune.engine.statistics import DIGEST, UNKNOWN, Statistics
 
 CAMPAIGN = "SLICETUNE_FUZZ" in os.environ
 fuzz = settings(
@@ -211,22 +213,29 @@ def test_damaged_neuron_sets(files, data):
     neurons = attempt(lambda: NeuronSet.load(path), path)
     if neurons is REFUSED:
         return
-    for (layer, projection, axis), index in neurons.slices.items():
-        width = (neurons.widths if axis == "row" else neurons.fan_in)[projection]
-        assert 0 <= layer < neurons.layers
-        assert index.dtype == torch.int64
-        assert all(0 <= i < width for i in index.tolist())
-        assert index.tolist() == sorted(set(index.tolist()))
+    assert neurons == toys.neurons(), "changed neurons were accepted"
     neurons.describe()
 
 
 @fuzz
 @given(st.data())
 def test_damaged_statistics(files, data):
+    """Anywhere in the file: the digest lets nothing through but what was written."""
     content = (files / "statistics.safetensors").read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
     path = files / "damaged-statistics.safetensors"
-    path.write_bytes(data.draw(damage(content[:header])) + content[header:])
+    path.write_bytes(data.draw(damage(content)))
+    assert attempt(lambda: Statistics.load(path), path) is REFUSED or path.read_bytes() == content
+
+
+@fuzz
+@given(st.data())
+def test_forged_statistics(files, data):
+    """A damaged header with a digest that fits, as a stranger might write it."""
+    content = (files / "statistics.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    forged = data.draw(damage(DIGEST.sub(b'"digest": "' + UNKNOWN.encode() + b'"', content[:start]))) + content[start:]
+    path = files / "forged-statistics.safetensors"
+    path.write_bytes(forged.replace(UNKNOWN.encode(), hashlib.sha256(forged).hexdigest().encode(), 1))
     stats = attempt(lambda: Statistics.load(path), path)
     if stats is REFUSED:
         return
@@ -344,4 +353,6 @@ def test_stage_records_of_any_json(tmp_path_factory, content):
     status.read(out).get("state")
     with contextlib.suppress(UserError):
         Stages(out).seconds()
+    (out / "finished.json").write_text(json.dumps(content))
+    assert not Translated(out, {"toy": 1}).has("it.en")
     shutil.rmtree(out)

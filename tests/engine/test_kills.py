@@ -14,7 +14,7 @@ import faults
 import pytest
 import torch
 
-from slicetune.engine import checkpoint
+from slicetune.engine import checkpoint, tiny
 
 TRIALS = int(os.environ.get("SLICETUNE_KILLS", "12"))
 
@@ -63,6 +63,27 @@ def test_a_file_size_limit_of_the_kernel_is_one_line(killer, tmp_path):
     assert "UserError" in trial.error
     assert "File too large" in trial.error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1"]
+
+
+@pytest.mark.skipif("SLICETUNE_JOB_KILLS" not in os.environ, reason="whole runs: `make faults` does")
+def test_a_limit_at_any_artefact_of_a_run_is_one_line_and_the_run_goes_on(killer, tmp_path):
+    """Statistics, checkpoints, the model, the delta: whichever file meets the limit first."""
+    base, out = str(tiny.model_dir("test")), tmp_path / "out"
+    files = []
+    for limit in (5_000, 50_000, 200_000, 400_000, 1_000_000):
+        trial = killer.run("run_limited", base, str(out), limit)
+        assert trial.code == 0, trial.error
+        code, said = trial.value
+        if code == 0:
+            break
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert (code, len(lines)) == (2, 1), said[-2000:]
+        assert "make room" in lines[0]
+        assert "Traceback" not in said
+        files.append(lines[0])
+    assert len(set(files)) > 2
+    code, said = killer.run("run_limited", base, str(out), 0).value
+    assert code == 0, said[-2000:]
 
 
 def test_a_broken_scoring_pass_ends_with_the_same_bits(killer, tmp_path):
