@@ -10,6 +10,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_rank_is_left():
+    """A test that ran as a rank leaves no group, and no variables that a process started later would take for its."""
+    yield
+    from slicetune.engine import distributed
+
+    distributed.stop()
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+
 
 @pytest.fixture(scope="session")
 def pool():

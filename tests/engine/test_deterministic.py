@@ -52,7 +52,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 def test_a_run_writes_under_its_out_alone(runs):
     out, caches = runs[0], Path.home() / ".cache"
     written = {Path(line) for line in Path(f"{out}.written").read_text().splitlines()}
-    assert out / "model" / "config.json" in written
+    assert {out / "results.json", out / "model"} <= written
     temporary = out.with_name(f"{out.name}-temporary")  # the working directory too
     allowed = (out, caches, temporary, Path("/dev"), Path("/proc/self"))
     assert not [path for path in written if not any(path.is_relative_to(folder) for folder in allowed)]
