@@ -28,7 +28,8 @@ def run(out: Path) -> Path:
     elsewhere = out.with_name(f"{out.name}-temporary")
     elsewhere.mkdir()
     command = [sys.executable, str(ROOT / "tests/watched.py"), str(ROOT / "recipes/caneft_tiny.py"), *words]
-    variables = os.environ | {"SLICETUNE_WATCHED": f"{out}.written", "TMPDIR": str(elsewhere)}
+    inherited = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}  # torch sets it in this process
+    variables = inherited | {"SLICETUNE_WATCHED": f"{out}.written", "TMPDIR": str(elsewhere)}
     done = subprocess.run(
         command, env=variables, cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False
     )
