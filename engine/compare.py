@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -67,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 dry_run(entry.config, entry.recipe)
         else:
             distributed.start()
-            print_result(compare(own, entries), own.out)
+            compare(own, entries)
+            print_result(own.out)
             distributed.stop()
 
 
@@ -120,11 +120,17 @@ def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
                 distributed.print0(f"\n== {entry.label}, seed {seed}")
                 row.runs.append(run_one(config))
                 row.folders.append(folder)
-                if entry.label == "caneft":
+                if is_caneft(config):
                     matched[seed] = str(folder / "neurons.safetensors")
         found = [rows[entry.label] for entry in entries]
         distributed.first(lambda: write(own.out, entries[0].config, found))
         return found
+
+
+def is_caneft(config: RunConfig) -> bool:
+    """CANEFT itself: neither an ablation nor RCN, which take its settings."""
+    method = config.method
+    return type(method) is Caneft and method.task_ratio is not None and method.consensus is not None
 
 
 def settings(
@@ -168,7 +174,7 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
     write_atomically(out / "report.html", comparison_report.html("Comparison", about, tables, rows))
 
 
-def print_result(rows: list[Row], out: Path) -> dict[str, Any] | None:
+def print_result(out: Path) -> None:
     if distributed.rank() == 0:
         print(f"\n{(out / 'comparison.txt').read_text()}\nreport  {out / 'report.html'}", flush=True)
 
