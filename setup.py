@@ -5,5 +5,12 @@ from setuptools import setup
 
 setup(
     package_dir={"slicetune.engine": "engine", "slicetune.kernels": "kernels"},
-    packages=["slicetune.engine", "slicetune.engine.analyses", "slicetune.engine.methods", "slicetune.kernels"],
+    packages=[
+        "slicetune.engine",
+        "slicetune.engine.analyses",
+        "slicetune.engine.landermt",
+        "slicetune.engine.methods",
+        "slicetune.engine.tiny",
+        "slicetune.kernels",
+    ],
 )

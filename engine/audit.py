@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from .config import method_from
 from .errors import UserError
+from .landermt.routes import ROUTES, Routes
 from .models import read_config
-from .routes import ROUTES, Routes
 from .shapes import from_config
 from .shards import match_names, open_shard, tensor_files
 

@@ -1,11 +1,12 @@
-"""The stages of a run that choose what is trained: score, then select. LANDeRMT's are in detection_stages.py."""
+"""The stages of a run that choose what is trained: score, then select. LANDeRMT's are in landermt/stages.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import detection_stages, distributed, prompts
+from . import distributed, prompts
+from .landermt import stages as detection_stages
 from .metrics import peak_memory
 from .score import scored
 from .statistics import Statistics

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import bottleneck, comet, corpus, distributed, models, prompts, results, signals
+from .landermt.export import load_routed
 from .methods.few_shot import FewShot, fit
 from .progress import Translated
 from .report import write_report
-from .routed_export import load_routed
 from .stages import write_atomically
 from .translation import gather, translate
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .export import export_model
-from .routes import ROUTES
+from .landermt.routes import ROUTES
 from .shards import match_names, open_shard, tensor_files
 from .slices import Patch
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from .config import RunConfig
 from .counts import linears
+from .landermt.routes import languages_of
 from .methods.adapter import Adapter
 from .methods.adapter_lora import AdapterLora
 from .methods.full import Full
 from .methods.landermt import Landermt
 from .methods.llama_pro import LlamaPro
 from .methods.lora import Lora
-from .routes import languages_of
 from .shapes import ModelShape
 
 BINS = 256

@@ -2,7 +2,7 @@
 
 Each stage leaves an artefact under `--out` and is skipped when that is there and was made with the same settings
 (stages.py). All ranks walk through the same stages; what only one can do, the first one does. What a stage does is in
-choosing_stages.py (detection_stages.py for LANDeRMT), training_stages.py and decoding_stages.py.
+choosing_stages.py (landermt/stages.py for LANDeRMT), training_stages.py and decoding_stages.py.
 """
 
 from __future__ import annotations
@@ -17,25 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import (
-    baichuan,
-    choosing_stages,
-    comet,
-    corpus,
-    decoding_stages,
-    detection_stages,
-    distributed,
-    models,
-    status,
-    training_stages,
-)
+from . import baichuan, choosing_stages, comet, corpus, decoding_stages, distributed, models, status, training_stages
 from .batching import Example, examples
 from .config import RunConfig, as_dict
 from .errors import UserError
+from .landermt import stages as detection_stages
+from .landermt.routes import ROUTES, Routes
 from .metrics import reset_peak_memory
 from .neurons import NeuronSet
 from .report import table
-from .routes import ROUTES, Routes
 from .score import lasting
 from .shapes import ModelShape, from_config
 from .stages import Lock, Stages, contents, write_atomically

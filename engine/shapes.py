@@ -213,7 +213,7 @@ def from_config(config: Any, name: str = "") -> ModelShape:
 
 def _tiny(name: str) -> ModelShape:
     """The embedded models', before it is built (its tokenizer may turn out a few entries smaller)."""
-    from .tiny_pretrain import SIZES
+    from .tiny.pretrain import SIZES
 
     size = SIZES["tiny"]
     head_dim = size.hidden // size.heads

@@ -23,11 +23,11 @@ from .batching import Batch, Example, Order, PairOrder, batches_by_tokens, pack,
 from .config import RunConfig, TrainConfig, differences, table
 from .errors import UserError
 from .guard import FiniteWatch, SpikeWatch, check_skipped, warn_of_spike
+from .landermt.routed import Router
+from .landermt.routing import router_of
 from .loss import target_losses, token_weights
 from .metrics import Metrics
 from .models import packs_long_rows, takes_position_ids
-from .routed import Router
-from .routing import router_of
 from .zero import MOMENTS, ZeroEngine, load_masters
 
 

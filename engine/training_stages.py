@@ -13,10 +13,10 @@ from torch import nn
 from . import adapter, bottleneck, checkpoint, delta, distributed, models
 from .errors import UserError
 from .export import export_model, summary
+from .landermt.export import trained as trained_routes
+from .landermt.routes import ROUTES
 from .methods.lora import Lora
 from .metrics import peak_memory
-from .routed_export import trained as trained_routes
-from .routes import ROUTES
 from .slices import Patch
 from .stages import write_atomically
 from .training import train

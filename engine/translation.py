@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from . import prompts
-from .routing import router_of
+from .landermt.routing import router_of
 
 if TYPE_CHECKING:
     from .corpus import Pair

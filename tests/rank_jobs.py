@@ -12,15 +12,16 @@ import torch
 import toys
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine import checkpoint, comet, distributed, routing, signals, status
+from slicetune.engine import checkpoint, comet, distributed, signals, status
 from slicetune.engine.analyses import ranges, transfer, variants
 from slicetune.engine.batching import pack
 from slicetune.engine.config import EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
 from slicetune.engine.corpus import Pair
-from slicetune.engine.detect import detect, prompt_only
-from slicetune.engine.detection import Detection
 from slicetune.engine.errors import Interrupted, UserError
 from slicetune.engine.ffn import attach
+from slicetune.engine.landermt import routing
+from slicetune.engine.landermt.detect import detect, prompt_only
+from slicetune.engine.landermt.detection import Detection
 from slicetune.engine.models import checkpoint_activations
 from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.progress import Progress

@@ -15,8 +15,8 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 from slicetune.engine.batching import Example, Order
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from slicetune.engine.ffn import attach
+from slicetune.engine.landermt.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.neurons import NeuronSet
-from slicetune.engine.routes import GENERAL, NOBODY, Routes
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
 CHAT = (

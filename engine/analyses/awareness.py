@@ -17,13 +17,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..awareness import general_share, owners, relevant
 from ..cli import one_line
-from ..detection import Detection
-from ..detection_stages import SCORES
 from ..errors import UserError
+from ..landermt.awareness import general_share, owners, relevant
+from ..landermt.detection import Detection
+from ..landermt.routes import GENERAL
+from ..landermt.stages import SCORES
 from ..methods.landermt import Landermt
-from ..routes import GENERAL
 from .charts import lines
 from .output import Figure, Table, write
 from .source import read_config

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from .. import distributed, prompts
 from ..batching import Example, batches_by_tokens, pad
 from ..cli import one_line
-from ..detection_stages import texts_of
 from ..errors import UserError
 from ..ffn import find_ffns
-from ..routes import GENERAL, ROUTES, Routes
+from ..landermt.routes import GENERAL, ROUTES, Routes
+from ..landermt.stages import texts_of
 from .awareness import landermt_of
 from .charts import plane
 from .output import Figure, Table, write

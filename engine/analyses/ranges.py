@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..cli import one_line
-from ..detection import Detection
-from ..detection_stages import SCORES
 from ..errors import UserError
 from ..ffn import find_ffns
-from ..routes import GENERAL, ROUTES, Routes
-from ..routing import route
+from ..landermt.detection import Detection
+from ..landermt.routes import GENERAL, ROUTES, Routes
+from ..landermt.routing import route
+from ..landermt.stages import SCORES
 from .awareness import landermt_of
 from .charts import grouped_bars, lines
 from .output import Figure, Table, write

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..config import RunConfig
     from ..counts import Trainable
+    from ..landermt.routes import Routes
     from ..neurons import NeuronSet
-    from ..routes import Routes
     from ..shapes import ModelShape
     from ..slices import Patch
 
@@ -115,7 +115,7 @@ class Landermt(Method):
 
     def prepare(self, model: nn.Module, routes: Routes, config: RunConfig) -> None:
         """Route the model and make the slices of every owner trainable; a run of one pair has domains for groups."""
-        from ..routing import attach
+        from ..landermt.routing import attach
 
         data = config.data
         groups = data.pairs or (data.pair,) * len(data.seen)
@@ -124,8 +124,8 @@ class Landermt(Method):
 
     def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
         """The units that training changed, as audit.py holds a run to them."""
+        from ..landermt.routing import owned_units
         from ..neurons import NeuronSet
-        from ..routing import owned_units
 
         slices = {}
         for position, layer in enumerate(routes.layers):
@@ -148,7 +148,7 @@ class Landermt(Method):
         return found
 
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
-        from ..routed_export import patches
+        from ..landermt.export import patches
 
         return patches(base, routes, tensors, self.trains_units)
 

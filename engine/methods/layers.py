@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from ..config import RunConfig
     from ..counts import Trainable
+    from ..landermt.routes import Routes
     from ..neurons import NeuronSet
-    from ..routes import Routes
     from ..shapes import ModelShape
     from ..slices import Patch
 

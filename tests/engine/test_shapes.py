@@ -127,16 +127,16 @@ def test_resolve_takes_the_folder_before_the_name(tmp_path):
 
 
 def test_tiny_is_the_model_that_is_pretrained():
-    from slicetune.engine import tiny_pretrain
+    from slicetune.engine.tiny import pretrain
 
     class Tokenizer:
         bos_token_id = eos_token_id = pad_token_id = 0
 
         def __len__(self):
-            return tiny_pretrain.SIZES["tiny"].vocabulary
+            return pretrain.SIZES["tiny"].vocabulary
 
     with torch.device("meta"):
-        model = tiny_pretrain.new_model(tiny_pretrain.SIZES["tiny"], Tokenizer())
+        model = pretrain.new_model(pretrain.SIZES["tiny"], Tokenizer())
     assert shapes.resolve("tiny").parameters == parameters(model)
     assert shapes.resolve("tiny").neurons == ffn_rows(model)
 

@@ -9,10 +9,14 @@ import random
 import pytest
 import torch
 
-from slicetune.engine import prompts, tiny, tiny_corpus, tiny_grammar, tiny_pairs, tiny_pretrain
+from slicetune.engine import prompts, tiny
 from slicetune.engine.cache import cached
 from slicetune.engine.errors import UserError
-from slicetune.engine.tiny_grammar import (
+from slicetune.engine.tiny import corpus as tiny_corpus
+from slicetune.engine.tiny import grammar as tiny_grammar
+from slicetune.engine.tiny import pairs as tiny_pairs
+from slicetune.engine.tiny import pretrain as tiny_pretrain
+from slicetune.engine.tiny.grammar import (
     ADVERBS,
     MODALS,
     NOUNS,
@@ -23,7 +27,7 @@ from slicetune.engine.tiny_grammar import (
     english_plural,
     english_verb,
 )
-from slicetune.engine.tiny_lexicon import DOMAINS
+from slicetune.engine.tiny.lexicon import DOMAINS
 
 SMALL = tiny_pretrain.SIZES["test"]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .errors import UserError
-from .ffn import checkpoint_sites
+from ..config import ModelConfig
+from ..errors import UserError
+from ..ffn import checkpoint_sites
+from ..slices import Patch
 from .routes import ROUTES, Routes
 from .routing import Trains, owned_units, route
-from .slices import Patch
 
 
 def patches(base: Path, routes: Routes, tensors: dict[str, Tensor], trains: Trains = "all") -> dict[str, Patch]:
@@ -62,7 +62,7 @@ def load_routed(folder: str | Path, config: ModelConfig | None = None, device: t
 
     Raises UserError for a folder without routes, or with those of another model.
     """
-    from .models import load_model
+    from ..models import load_model
 
     if not (Path(folder) / ROUTES).is_file():
         raise UserError(f"{folder}: no {ROUTES} in it: name the model/ folder of a LANDeRMT run")

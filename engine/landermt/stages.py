@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import awareness, corpus, distributed, prompts
-from .batching import Example
-from .config import DataConfig, fingerprint
+from .. import corpus, distributed, prompts
+from ..batching import Example
+from ..config import DataConfig, fingerprint
+from ..errors import UserError
+from ..metrics import peak_memory
+from ..progress import Progress
+from . import awareness
 from .detect import detect, prompt_only
 from .detection import Detection
-from .errors import UserError
-from .metrics import peak_memory
 from .monolingual import Texts, monolingual
-from .progress import Progress
 from .routes import ROUTES
 
 if TYPE_CHECKING:
-    from .run import Run
+    from ..run import Run
 
 SCORES = "awareness.safetensors"
 

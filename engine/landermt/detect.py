@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .batching import Batch, Example, batches_by_tokens
-from .config import ScoreConfig
+from ..batching import Batch, Example, batches_by_tokens
+from ..config import ScoreConfig
+from ..errors import UserError
+from ..ffn import FusedFFN, find_ffns
+from ..models import packs_long_rows
+from ..scoring import batch_of, sum_of_losses, tapped, walk
 from .detection import Detection
-from .errors import UserError
-from .ffn import FusedFFN, find_ffns
-from .models import packs_long_rows
-from .scoring import batch_of, sum_of_losses, tapped, walk
 
 
 class AwarenessTap:

@@ -19,8 +19,8 @@ from torch import Tensor
 from .routes import GENERAL, NOBODY, Routes
 
 if TYPE_CHECKING:
+    from ..methods.landermt import Landermt
     from .detection import Detection
-    from .methods.landermt import Landermt
 
 
 def layer_relevance(hidden: Tensor, output: Tensor, activation: Literal["scalar", "vector"]) -> Tensor:

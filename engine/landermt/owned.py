@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..kernels.slice_gradient import compact_gradient
-from .slices import checked_index
+from ...kernels.slice_gradient import compact_gradient
+from ..slices import checked_index
 
 
 class OwnedLinear(nn.Module):

@@ -1,6 +1,6 @@
 """Languages' own sentences out of pairs: aligned where all pairs have a sentence, said so where not."""
 
-from slicetune.engine.monolingual import monolingual
+from slicetune.engine.landermt.monolingual import monolingual
 
 
 def translated(source: str, target: str, numbers) -> list[tuple[str, str]]:

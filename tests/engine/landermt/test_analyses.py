@@ -15,17 +15,18 @@ import torch
 import toys
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import choosing_stages, detection_stages
+from slicetune.engine import choosing_stages
 from slicetune.engine.analyses import awareness, projections, ranges, transfer, variants
 from slicetune.engine.analyses.silence import losses
 from slicetune.engine.batching import pad
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, as_dict
-from slicetune.engine.detection import Detection
 from slicetune.engine.errors import UserError
 from slicetune.engine.ffn import find_ffns
+from slicetune.engine.landermt import stages as detection_stages
+from slicetune.engine.landermt.detection import Detection
+from slicetune.engine.landermt.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.loss import target_losses
 from slicetune.engine.methods.landermt import Landermt
-from slicetune.engine.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.run import Run
 
 PAIRS = ("de-en", "en-fr")
@@ -89,7 +90,7 @@ def test_epsilon_table_is_what_routes_would_be():
         getattr(found, name).copy_(torch.rand(getattr(found, name).shape, generator=generator))
     found.prompts += 1
     found.sentences += 1
-    from slicetune.engine.awareness import routes
+    from slicetune.engine.landermt.awareness import routes
 
     for epsilon, general, fewest, most, low, mean, high in awareness.epsilon_rows(found, Landermt(k=2)):
         made = routes(found, Landermt(k=2, epsilon=epsilon))

@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .tiny_grammar import GENERAL, Clause, NounPhrase, Text, Voice, Word, english_verb, german_verb
-from .tiny_lexicon import DOMAINS
+from .grammar import GENERAL, Clause, NounPhrase, Text, Voice, Word, english_verb, german_verb
+from .lexicon import DOMAINS
 
 PAIR = "de-en"
 SIZES = {"train": 1500, "dev": 150, "test": 150}

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import prompts, tiny_corpus
-from .tiny_grammar import GENERAL, Text
-from .tiny_lexicon import DOMAINS
+from .. import prompts
+from . import corpus
+from .grammar import GENERAL, Text
+from .lexicon import DOMAINS
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -60,11 +61,11 @@ SIZES = {
 }
 
 
-def build(corpus: Path, out: Path, size: str) -> None:
+def build(folder: Path, out: Path, size: str) -> None:
     """Train the tokenizer and the model of `size` on the corpus folder and save both to `out`."""
     shape = SIZES[size]
-    lessons = [chat(GENERAL, *pair) for pair in tiny_corpus.phrases(shape.phrases, seed=1)]
-    train(lessons, [chat(domain, *pair) for domain, pair in mixture(corpus, shape)], out, shape)
+    lessons = [chat(GENERAL, *pair) for pair in corpus.phrases(shape.phrases, seed=1)]
+    train(lessons, [chat(domain, *pair) for domain, pair in mixture(folder, shape)], out, shape)
 
 
 def train(lessons: list[str], texts: list[str], out: Path, shape: Size) -> None:
@@ -87,22 +88,20 @@ def chat(domain: str, source: str, target: str) -> str:
     return f"<|bos|><|system|>{system}<|user|>German: {source}<|assistant|>English: {target}<|eot|>"
 
 
-def mixture(corpus: Path, size: Size, seed: int = 1) -> Iterator[tuple[str, Text]]:
+def mixture(folder: Path, size: Size, seed: int = 1) -> Iterator[tuple[str, Text]]:
     """The pretraining sentences, with the domain that their prompt names.
 
     General sentences, and of each domain two kinds under one prompt: the first of its train split in the domain's own
     words, and more of them in general words. So the model knows both registers and by itself prefers the general one;
     what adapts it to a domain is small. No text has the source of a dev or test sentence.
     """
-    held_out = {
-        pair["de"] for file in sorted((corpus / tiny_corpus.PAIR).glob("*/[dt]e*.jsonl.gz")) for pair in read(file)
-    }
+    held_out = {pair["de"] for file in sorted((folder / corpus.PAIR).glob("*/[dt]e*.jsonl.gz")) for pair in read(file)}
     for domain in (*DOMAINS, GENERAL):
-        general = (pair for pair in tiny_corpus.sentences(domain, seed, GENERAL) if pair.de not in held_out)
+        general = (pair for pair in corpus.sentences(domain, seed, GENERAL) if pair.de not in held_out)
         count = size.general if domain == GENERAL else size.plain
         yield from ((domain, pair) for pair in itertools.islice(general, count))
         if domain != GENERAL:
-            own = read(corpus / tiny_corpus.PAIR / domain / "train.jsonl.gz")[: size.own]
+            own = read(folder / corpus.PAIR / domain / "train.jsonl.gz")[: size.own]
             yield from ((domain, Text(pair["de"], pair["en"])) for pair in own)
 
 

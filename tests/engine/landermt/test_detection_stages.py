@@ -8,13 +8,14 @@ import pytest
 import torch
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import choosing_stages, detection_stages, prompts
+from slicetune.engine import choosing_stages, prompts
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig
-from slicetune.engine.detect import detect, prompt_only
-from slicetune.engine.detection import Detection
+from slicetune.engine.landermt import stages as detection_stages
+from slicetune.engine.landermt.detect import detect, prompt_only
+from slicetune.engine.landermt.detection import Detection
+from slicetune.engine.landermt.routes import Routes
 from slicetune.engine.methods.landermt import Landermt
-from slicetune.engine.routes import Routes
 from slicetune.engine.run import Run
 
 PAIRS = ("de-en", "en-de", "fr-en")

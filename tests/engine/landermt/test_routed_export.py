@@ -8,15 +8,15 @@ import toys
 from toys import bytes_tokenizer, model_of_bytes
 from transformers import AutoModelForCausalLM
 
-from slicetune.engine import fold
 from slicetune.engine.config import ModelConfig
 from slicetune.engine.corpus import Pair
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
+from slicetune.engine.landermt import fold
+from slicetune.engine.landermt.export import load_routed, patches, trained
+from slicetune.engine.landermt.routes import ROUTES, Routes
+from slicetune.engine.landermt.routing import attach, route, routed_ffns, router_of
 from slicetune.engine.prompts import Prompt
-from slicetune.engine.routed_export import load_routed, patches, trained
-from slicetune.engine.routes import ROUTES, Routes
-from slicetune.engine.routing import attach, route, routed_ffns, router_of
 from slicetune.engine.translation import translate
 from slicetune.engine.zero import load_masters
 

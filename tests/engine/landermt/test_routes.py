@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from slicetune.engine.errors import UserError
-from slicetune.engine.routes import GENERAL, NOBODY, Routes, languages_of
+from slicetune.engine.landermt.routes import GENERAL, NOBODY, Routes, languages_of
 
 PAIRS = ("de-en", "en-de", "fr-en")
 OWNER = [[GENERAL, 0, 1, 2, NOBODY, 1, GENERAL], [2, 2, GENERAL, 0, GENERAL, NOBODY, 1]]  # de 0, en 1, fr 2

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from . import tiny_lexicon as lexicon
+from . import lexicon
 
 T = TypeVar("T")
 GENERAL = "general"

@@ -11,9 +11,9 @@ import toys
 
 from slicetune.engine.batching import pack, pad
 from slicetune.engine.errors import UserError
-from slicetune.engine.owned import OwnedLinear
-from slicetune.engine.routed import Router
-from slicetune.engine.routing import attach, owned_units, route, routed_ffns, router_of
+from slicetune.engine.landermt.owned import OwnedLinear
+from slicetune.engine.landermt.routed import Router
+from slicetune.engine.landermt.routing import attach, owned_units, route, routed_ffns, router_of
 
 LENGTHS, PAIRS = (5, 3, 7, 4), ("en-fr", "de-en", "en-de", "en-fr")
 MODELS = {"llama": (toys.model, toys.INTERMEDIATE), "bloom": (toys.bloom, 4 * toys.HIDDEN)}

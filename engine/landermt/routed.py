@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.gated import gated_backward, gated_forward
-from ..kernels.plain import plain_backward, plain_forward
-from ..kernels.slice_gradient import compact_gradient
-from .errors import UserError
-from .ffn import FFNSite, FusedFFN, operands, weights
+from ...kernels.gated import gated_backward, gated_forward
+from ...kernels.plain import plain_backward, plain_forward
+from ...kernels.slice_gradient import compact_gradient
+from ..errors import UserError
+from ..ffn import FFNSite, FusedFFN, operands, weights
 from .owned import OwnedLinear
 
 if TYPE_CHECKING:
-    from .batching import Batch
+    from ..batching import Batch
 
 
 class Router:

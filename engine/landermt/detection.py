@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import UserError
+from ..statistics import by_group
 from .awareness import layer_relevance
-from .errors import UserError
 from .routes import languages_of
-from .statistics import by_group
 
 FORMAT = "slicetune.detection"
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 FORMAT = "slicetune.routes"
 ROUTES = "routes.safetensors"

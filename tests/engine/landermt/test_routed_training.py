@@ -16,7 +16,7 @@ from slicetune.engine import checkpoint
 from slicetune.engine.batching import PairOrder
 from slicetune.engine.errors import UserError
 from slicetune.engine.groups import EVERY_UPDATE, UpdateGroup, activate, optimizer_groups
-from slicetune.engine.routing import attach, owned_units
+from slicetune.engine.landermt.routing import attach, owned_units
 from slicetune.engine.training import train
 
 STAGES = (1, 2, 3)

@@ -6,12 +6,12 @@ import pytest
 import torch
 import toys
 
-from slicetune.engine import detect as detecting
 from slicetune.engine.config import ScoreConfig
-from slicetune.engine.detect import detect, prompt_only
-from slicetune.engine.detection import Detection
 from slicetune.engine.errors import UserError
 from slicetune.engine.ffn import find_ffns
+from slicetune.engine.landermt import detect as detecting
+from slicetune.engine.landermt.detect import detect, prompt_only
+from slicetune.engine.landermt.detection import Detection
 
 PAIRS = ("b-a", "a-b")
 

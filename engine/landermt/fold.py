@@ -1,6 +1,6 @@
 """One language pair of a routed model as an ordinary Hugging Face model: its gains become part of the weights.
 
-    python -m slicetune.engine.fold runs/landermt/model --pair de-en de-en-model
+    python -m slicetune.engine.landermt.fold runs/landermt/model --pair de-en de-en-model
 
 A unit's gain c multiplies its gate and up rows (of BLOOM the weight's row, not the bias), or its down column where the
 routes are at the output; a unit that takes no part gets a down column of zeros. The logits are the routed model's, but
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .errors import UserError
-from .export import export_model
-from .ffn import checkpoint_sites
+from ..errors import UserError
+from ..export import export_model
+from ..ffn import checkpoint_sites
+from ..slices import Patch
 from .routes import ROUTES, Routes
-from .slices import Patch
 
 
 def fold(folder: str | Path, pair: str, out: str | Path, dtype: str = "auto") -> dict:
@@ -58,7 +58,7 @@ def _scaled(gain: Tensor) -> Callable[[Tensor], Tensor]:
 
 def main(arguments: list[str] | None = None) -> int:
     """`MODEL --pair PAIR OUT` → 0, or 2 and one line where that cannot be done."""
-    parser = argparse.ArgumentParser("python -m slicetune.engine.fold", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("python -m slicetune.engine.landermt.fold", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="the model/ folder of a LANDeRMT run")
     parser.add_argument("out", help="the folder that is written")
     parser.add_argument("--pair", required=True, help="source-target, as in de-en")

@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
-from .ffn import FusedFFN, find_ffns
-from .groups import UpdateGroup
+from ..errors import UserError
+from ..ffn import FusedFFN, find_ffns
+from ..groups import UpdateGroup
+from ..slices import set_submodule
 from .owned import OwnedLinear
 from .routed import RoutedFFN, Router
 from .routes import GENERAL, Routes
-from .slices import set_submodule
 
 Trains = Literal["all", "general", "specific"]
 

@@ -1,6 +1,6 @@
 """The embedded model of two directions, German→English and English→German: `--model.path tiny-pairs`.
 
-Pretrained as the default is (tiny_pretrain.py), on the same corpus read both ways, half of it under the `short` prompt
+Pretrained as the default is (pretrain.py), on the same corpus read both ways, half of it under the `short` prompt
 and half under the ten instructions of --data.prompt templates; two thirds of the default's sentences a direction.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-from . import prompts, tiny_corpus, tiny_pretrain
-from .tiny_grammar import GENERAL, Text
-from .tiny_pretrain import Size
+from .. import prompts
+from . import corpus, pretrain
+from .grammar import GENERAL, Text
+from .pretrain import Size
 
 SIZE = Size(128, 384, 4, 4, phrases=2000, general=6000, plain=700, own=700)
 
 
-def build(corpus: Path, out: Path, size: Size = SIZE) -> None:
+def build(folder: Path, out: Path, size: Size = SIZE) -> None:
     """Train tokenizer and model on the corpus folder and save both to `out`."""
     number = count()
-    phrases = tiny_corpus.phrases(size.phrases, seed=1)
+    phrases = corpus.phrases(size.phrases, seed=1)
     lessons = [text for pair in phrases for text in both(GENERAL, pair, next(number))]
-    texts = [text for domain, pair in tiny_pretrain.mixture(corpus, size) for text in both(domain, pair, next(number))]
-    tiny_pretrain.train(lessons, texts, out, size)
+    texts = [text for domain, pair in pretrain.mixture(folder, size) for text in both(domain, pair, next(number))]
+    pretrain.train(lessons, texts, out, size)
 
 
 def both(domain: str, pair: Text, number: int) -> tuple[str, str]:

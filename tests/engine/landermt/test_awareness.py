@@ -8,11 +8,11 @@ from fractions import Fraction
 import pytest
 import torch
 
-from slicetune.engine.awareness import general_share, layer_relevance, owners, relevant, routes
-from slicetune.engine.detection import Detection
 from slicetune.engine.errors import UserError
+from slicetune.engine.landermt.awareness import general_share, layer_relevance, owners, relevant, routes
+from slicetune.engine.landermt.detection import Detection
+from slicetune.engine.landermt.routes import GENERAL, NOBODY
 from slicetune.engine.methods.landermt import Landermt
-from slicetune.engine.routes import GENERAL, NOBODY
 
 PAIRS = ("de-en", "en-de", "fr-en", "en-fr", "it-fr")
 LANGUAGES = ("de", "en", "fr", "it")
