@@ -18,8 +18,8 @@ from .counts import Trainable
 from .errors import UserError
 from .methods.given import Given
 from .methods.lape import Lape
+from .plan import Plan
 from .shapes import ModelShape
-from .training import Plan
 
 CHARACTERS_PER_TOKEN = 3.5
 """Assumed: a tokenizer is not loaded."""

@@ -14,7 +14,7 @@ from slicetune.engine import checkpoint
 from slicetune.engine.batching import Order
 from slicetune.engine.config import TrainConfig
 from slicetune.engine.ffn import attach
-from slicetune.engine.training import Plan, learning_rate
+from slicetune.engine.plan import Plan, learning_rate
 
 STAGES = (1, 2, 3)
 
