@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .config import method_from
 from .errors import UserError
 from .landermt.routes import ROUTES, Routes
 from .models import read_config
+from .settings import method_from
 from .shapes import from_config
 from .shards import match_names, open_shard, tensor_files
 

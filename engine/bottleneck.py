@@ -86,7 +86,7 @@ def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dic
 
     `base` is what --model.path was, `fingerprint` its `models.fingerprint`. The folder appears whole or not at all.
     """
-    from .config import as_dict
+    from .settings import as_dict
 
     partial = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
@@ -110,8 +110,9 @@ def load(
     that `save` did not write and for another base.
     """
     from . import models
-    from .config import ModelConfig, RunConfig, method_from
+    from .config import ModelConfig, RunConfig
     from .methods.adapter import Adapter
+    from .settings import method_from
     from .zero import load_masters
 
     about, tensors = _read(folder)

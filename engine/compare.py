@@ -23,11 +23,12 @@ import tyro
 from . import comparison, comparison_report, distributed, signals
 from .cli import dry_run, one_line, parse
 from .comparison import Row
-from .config import RunConfig, as_dict, fingerprint
+from .config import RunConfig
 from .errors import UserError
 from .methods.caneft import Caneft
 from .methods.lape import Lape
 from .run import run_one
+from .settings import as_dict, fingerprint
 from .stages import Lock, write_atomically
 
 

@@ -1,16 +1,13 @@
-"""A run as one tree of dataclasses: what the command line sets, what `config.json` stores, what is fingerprinted.
+"""A run as one tree of dataclasses: what the command line sets and `config.json` stores.
 
     torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
 
 Field names follow Hugging Face's TrainingArguments where it has one. Each field is followed by its documentation,
-which is also its help on the command line (tyro).
+which is also its help on the command line (tyro). settings.py turns the tree into JSON and back.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections import Counter
@@ -20,45 +17,9 @@ from typing import Any, Literal
 import tyro
 
 from .errors import UserError
-from .methods.adapter import Adapter
-from .methods.adapter_lora import AdapterLora
-from .methods.base import Base
 from .methods.caneft import Caneft
-from .methods.dora import Dora
-from .methods.few_shot import FewShot
-from .methods.full import Full
-from .methods.given import Given
-from .methods.landermt import Landermt
-from .methods.lape import Lape
-from .methods.layers import Layers
-from .methods.lg import Lg
-from .methods.llama_pro import LlamaPro
+from .methods.kinds import AnyMethod
 from .methods.lora import Lora
-from .methods.lora_mlp import LoraMlp
-from .methods.ls import Ls
-from .methods.method import Method
-from .methods.rcn import Rcn
-
-AnyMethod = (
-    Base
-    | FewShot
-    | Full
-    | Lora
-    | LoraMlp
-    | Dora
-    | Adapter
-    | AdapterLora
-    | LlamaPro
-    | Lape
-    | Rcn
-    | Caneft
-    | Given
-    | Landermt
-    | Layers
-    | Ls
-    | Lg
-)
-"""Which of them a run is, its recipe says; flags then set that method's fields."""
 
 
 def check_bounds(config: Any, part: str, bounds: dict[str, tuple[float, float]]) -> None:
@@ -324,50 +285,3 @@ class RunConfig:
         """Sentences a seen domain that this run's method trains on, by --data.budget."""
         few = self.method.selects or self.data.budget == "equal"
         return self.data.train_sentences if few else self.data.score_sentences
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types, tuples as lists; a method says its kind, the name of its module."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    if isinstance(config, Method):
-        return {"kind": config.name} | plain
-    return plain | {"method": as_dict(config.method)} if isinstance(config, RunConfig) else plain
-
-
-def method_from(stored: dict[str, Any]) -> Method:
-    """The method that `as_dict` made plain. Raises UserError for one that this version does not know."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    name = fields.pop("kind", None)
-    for kind in AnyMethod.__args__:
-        if kind.__module__.rpartition(".")[2] == name:
-            try:
-                return kind(**fields)
-            except TypeError as error:
-                raise UserError(f"method {name}: {error}: this run is of another version") from None
-    raise UserError(f"method {name!r} is unknown: this run is of another version")
-
-
-def fingerprint(value: Any) -> str:
-    """16 hex digits of the sha256 of a JSON-able value (keys sorted): two equal settings share it."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves in which two nested dicts differ, as (dotted name, old value, new value)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        rows = []
-        for key in sorted(old.keys() | new.keys()):
-            rows += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return rows
-    return [] if old == new else [(prefix, old, new)]
-
-
-def table(rows: list[tuple[str, Any, Any]], most: int = 8) -> str:
-    """`differences` as a line: `train.learning_rate: 1e-05 → 0.001; zero.stage: …`."""
-    shown = "; ".join(f"{key}: {_short(old)} → {_short(new)}" for key, old, new in rows[:most])
-    return shown + (f"; and {len(rows) - most} more" if len(rows) > most else "")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:99]}…"

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import memory
-from .config import DataConfig, RunConfig, as_dict
+from .config import DataConfig, RunConfig
 from .counts import Trainable
 from .errors import UserError
 from .methods.given import Given
 from .methods.lape import Lape
 from .plan import Plan
+from .settings import as_dict
 from .shapes import ModelShape
 
 CHARACTERS_PER_TOKEN = 3.5

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from . import distributed
-from .config import RunConfig, as_dict
+from .config import RunConfig
+from .settings import as_dict
 
 
 class Metrics:

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import baichuan, choosing_stages, comet, corpus, decoding_stages, distributed, models, status, training_stages
 from .batching import Example, examples
-from .config import RunConfig, as_dict
+from .config import RunConfig
 from .errors import UserError
 from .landermt import stages as detection_stages
 from .landermt.routes import ROUTES, Routes
@@ -27,6 +27,7 @@ from .metrics import reset_peak_memory
 from .neurons import NeuronSet
 from .report import table
 from .score import lasting
+from .settings import as_dict
 from .shapes import ModelShape, from_config
 from .stages import Lock, Stages, contents, write_atomically
 

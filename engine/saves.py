@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import checkpoint, distributed
-from .config import RunConfig, differences, table
+from .config import RunConfig
 from .errors import UserError
+from .settings import differences, table
 from .zero import MOMENTS, ZeroEngine
 
 

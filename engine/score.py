@@ -22,11 +22,12 @@ from torch import nn
 from . import distributed, labelled, models, prompts, signals
 from .batching import Example
 from .cli import one_line
-from .config import ModelConfig, ScoreConfig, as_dict, differences, fingerprint
+from .config import ModelConfig, ScoreConfig
 from .errors import UserError
 from .progress import Progress
 from .scoring import counts_device
 from .scoring import score as add_scores
+from .settings import as_dict, differences, fingerprint
 from .shapes import ModelShape, from_config
 from .stages import contents
 from .statistics import Statistics

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from . import page, prompts
-from .config import AnyMethod
 from .errors import UserError
 from .figures import heat_map, loss_chart
+from .methods.kinds import METHODS
 from .neurons import NeuronSet
 from .translation import read_lines
 
@@ -27,8 +27,6 @@ SAMPLES = 5
 """Sentences of each domain whose translations are shown."""
 METRICS = (("bleu", "BLEU"), ("chrf", "chrF"))
 COMET = ("comet", "COMET")
-SYSTEMS = {kind.__module__.rpartition(".")[2]: kind.title for kind in AnyMethod.__args__}
-"""How a method is written; other systems by their own name."""
 
 
 @dataclass
@@ -147,7 +145,8 @@ def duration(seconds: float) -> str:
 
 
 def system_name(name: str) -> str:
-    return SYSTEMS.get(name, name)
+    """How a method is written; any other system is its own name."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def facts(run: Artefacts) -> list[tuple[str, str]]:

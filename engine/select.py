@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 import tyro
 
 from .cli import one_line
-from .config import AnyMethod
 from .errors import UserError
 from .methods.caneft import Caneft
+from .methods.kinds import METHODS, AnyMethod
 from .methods.method import Method
 from .neurons import NeuronSet
 from .shapes import ModelShape, resolve
 from .statistics import Statistics
 
-METHODS = {kind.__module__.rpartition(".")[2]: kind for kind in AnyMethod.__args__ if kind.selects}
-"""Those that choose neurons, by their modules' names."""
+CHOOSING = {name: kind for name, kind in METHODS.items() if kind.selects}
+"""Methods that choose neurons."""
 
 
 @dataclass
@@ -76,10 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         name = _take(words, "--method", "caneft")
-        if name not in METHODS:
-            raise UserError(f"--method {name}: chooses no neurons; there are {' '.join(METHODS)}")
+        if name not in CHOOSING:
+            raise UserError(f"--method {name}: chooses no neurons; there are {' '.join(CHOOSING)}")
         program = f"python -m slicetune.engine.select --method {name}"
-        default = Arguments(method=METHODS[name]())
+        default = Arguments(method=CHOOSING[name]())
         given = tyro.cli(Arguments, default=default, args=words, prog=program, description=__doc__)
         shape = resolve(given.model) if given.model else None
         statistics = Statistics.load(given.statistics) if given.statistics else None
@@ -97,7 +97,7 @@ def _take(words: list[str], flag: str, default: str) -> str:
         return default
     place = words.index(flag)
     if place + 1 == len(words):
-        raise UserError(f"{flag}: name one of {' '.join(METHODS)}")
+        raise UserError(f"{flag}: name one of {' '.join(CHOOSING)}")
     value = words[place + 1]
     del words[place : place + 2]
     return value

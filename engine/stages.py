@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from . import distributed, signals
-from .config import differences, table
 from .errors import UserError
+from .settings import differences, table
 
 
 class Stages:

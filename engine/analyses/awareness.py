@@ -24,9 +24,9 @@ from ..landermt.detection import Detection
 from ..landermt.routes import GENERAL
 from ..landermt.stages import SCORES
 from ..methods.landermt import Landermt
+from ..settings import read_config
 from .charts import lines
 from .output import Figure, Table, write
-from .source import read_config
 
 EPSILONS = tuple(i / 20 for i in range(21))
 

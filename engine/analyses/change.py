@@ -21,9 +21,9 @@ from .. import delta
 from ..cli import one_line
 from ..errors import UserError
 from ..neurons import thirds
+from ..settings import read_config
 from .charts import grouped_bars
 from .output import Figure, Table, write
-from .source import read_config
 
 THIRDS = ("lower", "middle", "upper")
 Place = tuple[str, str]

@@ -19,10 +19,10 @@ from ..cli import one_line
 from ..methods.caneft import Caneft
 from ..neurons import NeuronSet
 from ..selection import mutual_information
+from ..settings import read_config
 from ..statistics import Statistics
 from .charts import histogram
 from .output import Figure, Table, write
-from .source import read_config
 
 BARS = 60
 

@@ -24,9 +24,10 @@ from ..config import RunConfig
 from ..errors import UserError
 from ..run import run_one
 from ..sections import domain_name
+from ..settings import read_config
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import caneft_of, read_config
+from .source import caneft_of
 
 
 @dataclass

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from .. import distributed, signals
 from ..cli import one_line
-from ..config import RunConfig, ScoreConfig, fingerprint
+from ..config import RunConfig, ScoreConfig
 from ..errors import UserError
 from ..methods.caneft import Caneft
 from ..methods.rcn import Rcn
 from ..neurons import NeuronSet
 from ..run import Run, run_one
+from ..settings import fingerprint
 from .charts import intervals
 from .output import Figure, Table, folder_of, write
 from .overlap import share

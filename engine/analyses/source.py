@@ -6,44 +6,21 @@ source.config.method, source.examples("train", 400), source.model()
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from .. import corpus, distributed, models, prompts
 from ..batching import Example, examples
-from ..config import AnyMethod, RunConfig
+from ..config import RunConfig
 from ..errors import UserError
 from ..methods.caneft import Caneft
+from ..settings import read_config
 from ..shapes import ModelShape, from_config
-
-KINDS = {kind.__module__.rpartition(".")[2]: kind for kind in AnyMethod.__args__}
-"""Method by the name of its module, as config.json has it."""
-
-
-def read_config(run: str | os.PathLike[str]) -> RunConfig:
-    """The settings in `RUN/config.json`; what an older version did not store has its default.
-
-    Raises UserError naming the file if it is missing or no run's.
-    """
-    path = Path(run) / "config.json"
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        method = dict(plain.pop("method"))
-        parts: dict[str, Any] = {"method": KINDS[method.pop("kind")](**_tuples(method))}
-        default = RunConfig()
-        for name, value in plain.items():
-            whole = isinstance(value, dict)
-            parts[name] = replace(getattr(default, name), **_tuples(value)) if whole else value
-        return RunConfig(**parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not the settings of a run ({error}): name a run's --out") from None
 
 
 def caneft_of(config: RunConfig) -> Caneft:
@@ -51,10 +28,6 @@ def caneft_of(config: RunConfig) -> Caneft:
     if type(config.method) is not Caneft:
         raise UserError(f"{config.out} is a run of {config.method.title}: name one of CANEFT")
     return config.method
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 class Source:

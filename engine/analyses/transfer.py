@@ -19,10 +19,10 @@ import tyro
 from ..cli import one_line
 from ..errors import UserError
 from ..evaluation import METRICS
+from ..settings import read_config
 from .charts import matrix
 from .output import Figure, Table, write
 from .ratios import finished
-from .source import read_config
 
 
 @dataclass

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from .. import corpus, distributed, prompts
 from ..batching import Example
-from ..config import DataConfig, fingerprint
+from ..config import DataConfig
 from ..errors import UserError
 from ..metrics import peak_memory
 from ..progress import Progress
+from ..settings import fingerprint
 from . import awareness
 from .detect import detect, prompt_only
 from .detection import Detection

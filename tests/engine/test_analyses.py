@@ -23,9 +23,9 @@ from slicetune.engine import delta
 from slicetune.engine.analyses import change, charts, chosen, control, overlap, ratios, readings, silence
 from slicetune.engine.analyses.output import Figure, Table, write
 from slicetune.engine.analyses.paired import Paired, holm, paired, sentence_losses
-from slicetune.engine.analyses.source import caneft_of, read_config, without_domain
+from slicetune.engine.analyses.source import caneft_of, without_domain
 from slicetune.engine.batching import pad
-from slicetune.engine.config import RunConfig, as_dict
+from slicetune.engine.config import RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.methods.lape import Lape
@@ -33,6 +33,7 @@ from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.rcn import Rcn
 from slicetune.engine.neurons import NeuronSet, thirds
 from slicetune.engine.prompts import SYSTEMS
+from slicetune.engine.settings import as_dict, read_config
 from slicetune.engine.slices import Patch
 
 # ---------------------------------------------------------------- two models on the same sentences

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slicetune.engine.audit import audit, main
-from slicetune.engine.config import RunConfig, as_dict
+from slicetune.engine.config import RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.methods.adapter import Adapter
@@ -26,6 +26,7 @@ from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.lora_mlp import LoraMlp
 from slicetune.engine.methods.method import Method
 from slicetune.engine.neurons import NeuronSet
+from slicetune.engine.settings import as_dict
 from slicetune.engine.slices import Patch
 
 GATE, DOWN = "model.layers.1.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"

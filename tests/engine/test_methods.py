@@ -17,15 +17,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slicetune.engine import audit, bottleneck, tiny
 from slicetune.engine.cli import parse
-from slicetune.engine.config import AnyMethod, ExportConfig, RunConfig, as_dict
+from slicetune.engine.config import ExportConfig, RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.export import export_model
 from slicetune.engine.methods.dora import Dora
 from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.kinds import AnyMethod
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.lora_mlp import LoraMlp
+from slicetune.engine.settings import as_dict
 from slicetune.engine.shapes import from_config
 from slicetune.engine.zero import load_masters
 

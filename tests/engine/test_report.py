@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from slicetune.engine import sections
-from slicetune.engine.config import RunConfig, as_dict
+from slicetune.engine.config import RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.evaluation import average
 from slicetune.engine.figures import heat_map, loss_chart, smooth, thin, ticks
@@ -20,6 +20,7 @@ from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.page import change
 from slicetune.engine.report import table, write_report
 from slicetune.engine.sections import Artefacts, bin_counts, duration, read_metrics
+from slicetune.engine.settings import as_dict
 from slicetune.engine.translation import write_lines
 
 SEEN, UNSEEN = ["it", "law"], ["koran"]

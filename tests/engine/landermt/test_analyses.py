@@ -19,7 +19,7 @@ from slicetune.engine import choosing_stages
 from slicetune.engine.analyses import awareness, projections, ranges, transfer, variants
 from slicetune.engine.analyses.silence import losses
 from slicetune.engine.batching import pad
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, as_dict
+from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.ffn import find_ffns
 from slicetune.engine.landermt import stages as detection_stages
@@ -28,6 +28,7 @@ from slicetune.engine.landermt.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.loss import target_losses
 from slicetune.engine.methods.landermt import Landermt
 from slicetune.engine.run import Run
+from slicetune.engine.settings import as_dict
 
 PAIRS = ("de-en", "en-fr")
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from slicetune.engine import delta
 from slicetune.engine.audit import audit
-from slicetune.engine.config import as_dict
 from slicetune.engine.export import export_model
 from slicetune.engine.landermt.export import load_routed, trained
 from slicetune.engine.landermt.routed import RoutedFFN
@@ -22,6 +21,7 @@ from slicetune.engine.methods.landermt import Landermt
 from slicetune.engine.methods.layers import Layers
 from slicetune.engine.methods.lg import Lg
 from slicetune.engine.methods.ls import Ls
+from slicetune.engine.settings import as_dict
 from slicetune.engine.zero import load_masters
 
 UNITS, WEIGHTS = 4 * toys.HIDDEN, 2 * toys.HIDDEN + 1  # of a toy BLOOM; a unit: row, bias entry, column
