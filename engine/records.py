@@ -1,6 +1,6 @@
 """Files of parallel text → sentence pairs, with everything that is wrong in them named and counted.
 
-Reads bytes, so that one bad line costs one record, not the file. corpus.py decides which files.
+Reads bytes, so that one bad line costs one record, not the file. layouts.py finds the files.
 """
 
 from __future__ import annotations
