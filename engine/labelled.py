@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import prompts
+from . import tokens
 from .batching import Example
 from .errors import UserError
 
@@ -58,9 +58,9 @@ def encode(tokenizer: Any, samples: Sequence[Sample], max_length: int) -> tuple[
     kept, dropped = [], Counter[str]()
     for sample in samples:
         if isinstance(sample.prompt, str):
-            ids, start = prompts.plain(tokenizer, sample.prompt, sample.target)
+            ids, start = tokens.plain(tokenizer, sample.prompt, sample.target)
         elif tokenizer.chat_template:
-            ids, start = prompts.chat(tokenizer, sample.prompt, sample.target)
+            ids, start = tokens.chat(tokenizer, sample.prompt, sample.target)
         else:
             raise UserError(f"{sample.uid}: messages, but the tokenizer has no chat template: write prompt and target")
         if len(ids) > max_length:

@@ -1,7 +1,7 @@
-"""A sentence pair as the tokens that a model reads: prompt, target, end of turn.
+"""A sentence pair as what a model reads: prompt, target, end of turn.
 
 The prompt's tokens are the same in scoring, training and decoding: `encode` with a target starts with exactly what
-`encode` without one returns. Chat models get their tokenizer's chat template, others a plain one. Next: batching.py.
+`encode` without one returns. Chat models get their tokenizer's chat template, others a plain one: tokens.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from . import tokens
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -79,9 +79,6 @@ TEMPLATES = (
     "What is the {tgt} version of the following {src} sentence?",
 )
 """System texts of --data.prompt templates: LANDeRMT assigns ten instructions at random, and does not print them."""
-
-
-ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -155,15 +152,11 @@ def encode(
     system = prompt.instruction(pair).format(**_fields(tokenizer, pair))
     turns = [_turns(tokenizer, prompt, each) for each in (*shots, pair)]
     user, target = turns[-1]
-    if not tokenizer.chat_template:
-        opening = prompt.target.partition("{reference}")[0].format(**_fields(tokenizer, pair))
-        head = "\n".join([system, *(text for turn in turns[:-1] for text in turn), user, opening])
-        prompt_ids = _plain_bos(tokenizer) + _tokens(tokenizer, head)
-        if not with_target:
-            return prompt_ids, len(prompt_ids)
-        tail = _tokens(tokenizer, target[len(opening) :])
-        return [*prompt_ids, *tail, *_eos(tokenizer)], len(prompt_ids)
-    return _encode_chat(tokenizer, system, turns, with_target)
+    if tokenizer.chat_template:
+        return tokens.answered(tokenizer, tokens.messages(tokenizer, system, turns), target if with_target else None)
+    opening = prompt.target.partition("{reference}")[0].format(**_fields(tokenizer, pair))
+    head = "\n".join([system, *(text for turn in turns[:-1] for text in turn), user, opening])
+    return tokens.plain(tokenizer, head, target[len(opening) :] if with_target else None)
 
 
 def _fields(tokenizer: Any, pair: Pair) -> dict[str, str]:
@@ -171,95 +164,15 @@ def _fields(tokenizer: Any, pair: Pair) -> dict[str, str]:
         "src": language(pair.languages[0]),
         "tgt": language(pair.languages[1]),
         "domain": DOMAINS.get(pair.domain, pair.domain),
-        "sentence": _disarm(tokenizer, pair.source),
-        "reference": _disarm(tokenizer, pair.target),
+        "sentence": tokens.disarm(tokenizer, pair.source),
+        "reference": tokens.disarm(tokenizer, pair.target),
     }
-
-
-def bare(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a sentence without a prompt: BOS where the tokenizer puts one, the text, the end token."""
-    return [*_plain_bos(tokenizer), *_tokens(tokenizer, _disarm(tokenizer, text)), *_eos(tokenizer)]
 
 
 def _turns(tokenizer: Any, prompt: Prompt, pair: Pair) -> tuple[str, str]:
     """What the user says and what is to be answered."""
     fields = _fields(tokenizer, pair)
     return prompt.user.format(**fields), prompt.target.format(**fields)
-
-
-def plain(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], int]:
-    """Token ids of two texts as they stand, between BOS and the end token; and where the target starts."""
-    prompt_ids = _plain_bos(tokenizer) + _tokens(tokenizer, prompt)
-    return [*prompt_ids, *_tokens(tokenizer, target), *_eos(tokenizer)], len(prompt_ids)
-
-
-def chat(tokenizer: Any, messages: list[dict[str, str]], target: str) -> tuple[list[int], int]:
-    """Token ids of messages and an answer by the chat template, and where the answer starts.
-
-    Special tokens' texts in them are spelt with a space, as in `encode`. Raises UserError for messages that the
-    template refuses.
-    """
-    import jinja2
-
-    told = [message | {"content": _disarm(tokenizer, message["content"])} for message in messages]
-    try:
-        return _encode_messages(tokenizer, told, _disarm(tokenizer, target), True)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
-
-
-def _encode_chat(
-    tokenizer: Any, system: str, turns: Sequence[tuple[str, str]], with_target: bool
-) -> tuple[list[int], int]:
-    """The last turn is the sentence's own, those before it are examples."""
-    return _encode_messages(tokenizer, _messages(tokenizer, system, turns), turns[-1][1], with_target)
-
-
-def _encode_messages(
-    tokenizer: Any, messages: list[dict[str, str]], target: str, with_target: bool
-) -> tuple[list[int], int]:
-    """Tokens of the prompt that decoding sees, and of the target and the token that ends its turn."""
-    head = _render(tokenizer, messages, add_generation_prompt=True)
-    prompt_ids = _single_bos(tokenizer, _tokens(tokenizer, head))
-    if not with_target:
-        return prompt_ids, len(prompt_ids)
-    full = _render(tokenizer, [*messages, {"role": "assistant", "content": target}], add_generation_prompt=False)
-    before, found, _ = full[len(head) :].partition(target)
-    if not (full.startswith(head) and found):
-        # The template rewrites earlier turns or the reply: the prompt as decoding sees it, the target, the end token.
-        return [*prompt_ids, *_tokens(tokenizer, target), *_eos(tokenizer)], len(prompt_ids)
-    ids = _single_bos(tokenizer, _tokens(tokenizer, full))
-    if ids[: len(prompt_ids)] != prompt_ids:  # tokens merge across the seam: keep decoding's prompt, tokenise the rest
-        ids = prompt_ids + _tokens(tokenizer, full[len(head) :])
-    return _end_turn(tokenizer, ids, len(prompt_ids), len(_specials(tokenizer).findall(before))), len(prompt_ids)
-
-
-def _end_turn(tokenizer: Any, ids: list[int], start: int, skip: int) -> list[int]:
-    """Cut `ids` after the special token that ends the turn: the first from `start` on, `skip` ones passed over."""
-    special = _special_ids(tokenizer)
-    places = [i for i in range(start, len(ids)) if ids[i] in special]
-    return ids[: places[skip] + 1] if len(places) > skip else ids + _eos(tokenizer)
-
-
-def _messages(tokenizer: Any, system: str, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """System turn, turns of examples, user turn; the system text begins the first user turn where there is no role."""
-    import jinja2
-
-    roles = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)][:-1]
-    messages = [{"role": "system", "content": system}, *roles]
-    try:
-        if system.strip() in _render(tokenizer, messages, add_generation_prompt=True):
-            return messages
-    except jinja2.TemplateError:  # Gemma-2: "System role not supported"
-        pass
-    return [{"role": "user", "content": f"{system}\n{turns[0][0]}"}, *roles[1:]]
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    # Llama-3.2's template prints today's date unless it gets one: a prompt must not change from day to day.
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string="26 Jul 2024"
-    )
 
 
 def strip_prefix(text: str, target_language: str) -> str:
@@ -276,43 +189,3 @@ def show(tokenizer: Any, example: Example) -> str:
         f"{example.uid}, {kind}: {start} tokens of prompt, {len(ids) - start} trained\n"
         f"{tokenizer.decode(ids[:start])}⟦{tokenizer.decode(ids[start:])}⟧"
     )
-
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _eos(tokenizer: Any) -> list[int]:
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no eos_token: name one in its tokenizer_config.json"
-        )
-    return [tokenizer.eos_token_id]
-
-
-def _plain_bos(tokenizer: Any) -> list[int]:
-    """The BOS token if this tokenizer puts one before a text, else nothing."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else []
-
-
-def _single_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        ids = ids[1:]
-    return ids
-
-
-@lru_cache(maxsize=8)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(marked | set(tokenizer.all_special_ids))
-
-
-@lru_cache(maxsize=8)
-def _specials(tokenizer: Any) -> re.Pattern[str]:
-    texts = {tokenizer.convert_ids_to_tokens(i) for i in _special_ids(tokenizer)}
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
-
-
-def _disarm(tokenizer: Any, sentence: str) -> str:
-    return _specials(tokenizer).sub(lambda match: f"{match[0][0]} {match[0][1:]}", sentence)

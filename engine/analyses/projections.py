@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from .. import distributed, prompts
+from .. import distributed, tokens
 from ..batching import Example, batches_by_tokens, pad
 from ..cli import one_line
 from ..errors import UserError
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         sentences, group = [], []
         for i, language in enumerate(routes.languages):
             for number, text in enumerate(texts.sentences[language]):
-                sentences.append(Example(prompts.bare(source.tokenizer, text), 1, i, f"{language}/{number}"))
+                sentences.append(Example(tokens.bare(source.tokenizer, text), 1, i, f"{language}/{number}"))
                 group.append(i)
         values = pre_activations(source.model(), layer, sentences, source.tokenizer.pad_token_id)
         report(given, routes, layer, values, torch.tensor(group), texts.note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import corpus, distributed, prompts
+from .. import corpus, distributed, tokens
 from ..batching import Example
 from ..config import DataConfig
 from ..errors import UserError
@@ -84,7 +84,7 @@ def sentence_examples(run: Run, texts: Texts, languages: tuple[str, ...]) -> lis
     """
     limit, kept = run.config.data.max_length, []
     for group, language in enumerate(languages):
-        ids = [prompts.bare(run.tokenizer, text) for text in texts.sentences[language]]
+        ids = [tokens.bare(run.tokenizer, text) for text in texts.sentences[language]]
         own = [(number, tokens) for number, tokens in enumerate(ids, 1) if 1 < len(tokens) <= limit]
         if not own:
             raise UserError(f"{language}: no sentence for its awareness is left: raise --data.max-length")

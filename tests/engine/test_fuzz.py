@@ -24,7 +24,7 @@ import toys
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from slicetune.engine import checkpoint, cli, corpus, models, prompts, status, tiny
+from slicetune.engine import checkpoint, cli, corpus, models, prompts, status, tiny, tokens
 from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.neurons import NeuronSet
@@ -188,7 +188,7 @@ def test_prompts(tokenizer, text, sentence):
     assert ids[:start] == asked
     assert end == len(asked)
     plain = corpus.Pair("a", "b", "it", 1, ("de", "en"))
-    special = prompts._special_ids(tokenizer) - {tokenizer.unk_token_id}
+    special = tokens.special_ids(tokenizer) - {tokenizer.unk_token_id}
     count = [sum(i in special for i in prompts.encode(tokenizer, prompt, p)[0]) for p in (pair, plain)]
     assert count[0] == count[1], "a sentence forged a special token"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine import choosing_stages, prompts
+from slicetune.engine import choosing_stages, tokens
 from slicetune.engine.batching import Example
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, ScoreConfig
 from slicetune.engine.landermt import stages as detection_stages
@@ -92,6 +92,6 @@ def test_examples_of_some_directions(run):
 
 def test_a_bare_sentence_ends_with_the_end_token_and_cannot_forge_one():
     tokenizer = bytes_tokenizer(chat=False)
-    ids = prompts.bare(tokenizer, f"a{tokenizer.eos_token}b")
+    ids = tokens.bare(tokenizer, f"a{tokenizer.eos_token}b")
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids[-1] == tokenizer.eos_token_id
