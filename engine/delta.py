@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from . import sealed
 from .errors import UserError
 from .export import export_model
 from .landermt.routes import ROUTES
 from .shards import match_names, open_shard, tensor_files
 from .slices import Patch
 
-FORMAT = "slicetune.delta"
+FORMAT, FILE = "slicetune.delta", "delta.safetensors"
 Path_ = str | os.PathLike[str]
 
 
@@ -50,7 +50,7 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
     partial = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / "delta.safetensors", {"format": FORMAT})
+    sealed.write(partial / FILE, tensors, {"format": FORMAT})
     _copy_routes(model, partial)
     (partial / "delta.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
@@ -81,9 +81,12 @@ def subtract(model: Path_, delta: Path_, out: Path_) -> None:
 
 
 def slices(delta: Path_) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """(tensor name, axis, {"index", "old", "new"}) of every slice, one in memory at a time."""
+    """(tensor name, axis, {"index", "old", "new"}) of every slice, one in memory at a time; checks the digest first."""
+    path = Path(delta) / FILE
+    if path.is_file():
+        sealed.check(path, FORMAT, f"delete {delta} and give the run's command again")
     try:
-        with safe_open(Path(delta) / "delta.safetensors", framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 name, axis, kind = key.rsplit("/", 2)
                 if kind == "index":

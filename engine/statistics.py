@@ -12,11 +12,8 @@ sentences, is a sum of integers, and so is the same bit for bit in any order of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,15 +24,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, accumulate, bins
+from . import sealed
 from .errors import UserError
 
 FORMAT = "slicetune.statistics"
-_SAFETENSORS_DTYPE = {
-    torch.float64: ("F64", "<f8"),
-    torch.int64: ("I64", "<i8"),
-    torch.int32: ("I32", "<i4"),
-    torch.uint16: ("U16", "<u2"),
-}
 
 
 class Shape(Protocol):
@@ -156,7 +148,7 @@ class Statistics:
         if not (dist.is_available() and dist.is_initialized()):
             return
         nccl = dist.get_backend() == "nccl"
-        pieces = [piece for counts in self.histogram.values() for piece in _pieces(counts)]
+        pieces = [piece for counts in self.histogram.values() for piece in sealed.pieces(counts)]
         for tensor in (*self._small().values(), *pieces):
             part = tensor.to(torch.device("cuda", torch.cuda.current_device())) if nccl else tensor
             dist.all_reduce(part)
@@ -164,26 +156,24 @@ class Statistics:
                 tensor.copy_(part)
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
-        """Writes a safetensors file with its digest, piece by piece, under a temporary name that is then renamed.
+        """Writes a sealed safetensors file, renamed into place.
 
         Histograms are written as uint16 where no group has more sentences than that holds: 2.1 GB instead of 4.3.
         """
         self.provenance = dict(provenance if provenance is not None else self.provenance)
         narrow = torch.uint16 if int(self.samples.max()) < 2**16 else torch.int32
-        entries = [(name, tensor, tensor.dtype) for name, tensor in self._small().items()]
-        entries += [(f"histogram.{p}", counts, narrow) for p, counts in self.histogram.items()]
+        counts = {f"histogram.{p}": counts for p, counts in self.histogram.items()}
         about = {"groups": self.groups, "lowest_octave": self.lowest_octave, "layers": self.layers}
         about |= {"widths": self.widths, "fan_in": self.fan_in, "intermediate": self.intermediate}
         metadata = {"format": FORMAT, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
-        _write_safetensors(Path(path), entries, metadata)
+        sealed.write(Path(path), self._small() | counts, metadata, dict.fromkeys(counts, narrow))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Statistics:
         """Reads what `save` wrote; histograms go to `device` piece by piece. Raises UserError naming the file."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; run the scoring stage, which writes statistics.safetensors")
-        if not _is_as_written(Path(path)):
-            raise UserError(f"{path}: its content is not what was written (sha256); score again")
+        sealed.check(Path(path), FORMAT, "delete it and score again")
         try:
             with safe_open(path, framework="pt") as file:
                 return cls._from_file(file, device)
@@ -230,69 +220,9 @@ def _count(bins: Tensor, groups: Tensor, counts: Tensor) -> None:
         counts[group].scatter_add_(1, index, one.expand(index.shape))
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Views of a [groups, layers, ...] tensor, one a group and layer; the tensor itself where it has no layers."""
-    if tensor.dim() < 2:
-        yield tensor
-    else:
-        yield from (piece for group in tensor for piece in group)
-
-
 class _Namespace:
     """A stored shape, as attributes."""
 
     def __init__(self, about: dict[str, Any]) -> None:
         self.layers, self.intermediate = int(about["layers"]), int(about["intermediate"])
         self.widths, self.fan_in = dict(about["widths"]), dict(about["fan_in"])
-
-
-UNKNOWN = "0" * 64
-"""Stands in the header for the file's digest while that is computed: the digest is of the file with this in it."""
-DIGEST = re.compile(rb'"digest": "([0-9a-f]{64})"')
-
-
-def _write_safetensors(path: Path, entries: list[tuple[str, Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
-    """Entries are (name, tensor, dtype on disk). safetensors' own writer wants all bytes in memory at once."""
-    header: dict[str, Any] = {"__metadata__": {"digest": UNKNOWN} | metadata}
-    end = 0
-    for name, tensor, dtype in entries:
-        start, end = end, end + tensor.numel() * dtype.itemsize
-        header[name] = {
-            "dtype": _SAFETENSORS_DTYPE[dtype][0],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        digest = hashlib.sha256()
-
-        def write(data: bytes) -> None:
-            digest.update(data)
-            file.write(data)
-
-        write(len(text).to_bytes(8, "little") + text)
-        for _, tensor, dtype in entries:
-            for piece in _pieces(tensor):
-                write(piece.cpu().numpy().astype(_SAFETENSORS_DTYPE[dtype][1]).tobytes())
-        file.seek(8 + text.index(UNKNOWN.encode()))
-        file.write(digest.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _is_as_written(path: Path) -> bool:
-    """Whether the digest in the header is the file's: one pass over it, 4 s for the statistics of an 8B model."""
-    with path.open("rb") as file:
-        length = file.read(8)
-        header = file.read(min(int.from_bytes(length, "little"), 100_000_000))
-        found = DIGEST.search(header)
-        if not found:
-            return False
-        digest = hashlib.sha256(length + header.replace(found[1], UNKNOWN.encode(), 1))
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest().encode() == found[1]

@@ -18,9 +18,9 @@ from typing import Any, Literal, Self
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import sealed
 from ..errors import UserError
 from ..statistics import by_group
 from .awareness import layer_relevance
@@ -109,21 +109,18 @@ class Detection:
                 tensor.copy_(part)
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
-        """Writes safetensors, renamed into place."""
+        """Writes a sealed safetensors file, renamed into place."""
         self.provenance = dict(provenance if provenance is not None else self.provenance)
         about = {"pairs": self.pairs, **self.size}
         metadata = {"format": FORMAT, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(self._tensors(), temporary, metadata)
-        temporary.replace(path)
+        sealed.write(Path(path), self._tensors(), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote. Raises UserError, naming the file, for anything that is not valid."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; a run of LANDeRMT writes it in its score stage")
+        sealed.check(Path(path), FORMAT, "delete it and score again, by the run's own command")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import sealed
 from ..errors import UserError
 
 FORMAT = "slicetune.routes"
@@ -132,20 +132,18 @@ class Routes:
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes safetensors, renamed into place."""
+        """Writes a sealed safetensors file, renamed into place."""
         metadata = {"format": FORMAT, "about": json.dumps(self._about()), "provenance": json.dumps(self.provenance)}
-        tensors = {name: getattr(self, name).contiguous() for name in ("takes", "owner", "share")}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        tensors = {name: getattr(self, name) for name in ("takes", "owner", "share")}
+        sealed.write(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Routes:
         """Reads what `save` wrote. Raises UserError, naming the file, for anything that is not valid."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; a run of LANDeRMT writes it in its select stage")
+        remedy = "delete it (in a model or a delta, that whole folder) and give the run's command again"
+        sealed.check(Path(path), FORMAT, remedy)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -29,9 +29,10 @@ from slicetune.engine.config import DataConfig, RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.progress import Translated
+from slicetune.engine.sealed import DIGEST, UNKNOWN
 from slicetune.engine.shapes import from_config
 from slicetune.engine.stages import Stages
-from slicetune.engine.statistics import DIGEST, UNKNOWN, Statistics
+from slicetune.engine.statistics import Statistics
 
 CAMPAIGN = "SLICETUNE_FUZZ" in os.environ
 fuzz = settings(

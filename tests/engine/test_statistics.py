@@ -1,6 +1,5 @@
 """Statistics: the same histogram in any order of samples, sums by group, files that come back exactly."""
 
-import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,17 +151,6 @@ def test_broken_file_is_refused_in_one_line_that_names_it(tmp_path, damage):
         Statistics.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_flipped_bit_anywhere_is_found(tmp_path):
-    """In the counts, in the sums, in the header, in the digest itself."""
-    path = tmp_path / "statistics.safetensors"
-    collect(torch.arange(SAMPLES), 1).save(path)
-    whole, draw = path.read_bytes(), random.Random(0)
-    for place in (0, 8, whole.index(b'"digest"') + 15, *draw.sample(range(len(whole)), 40), len(whole) - 1):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
-        with pytest.raises(UserError, match=r"not what was written \(sha256\)"):
-            Statistics.load(path)
 
 
 def test_bad_settings_are_refused():

@@ -143,7 +143,7 @@ def test_file_comes_back_exactly_and_a_bad_one_is_refused(tmp_path):
     assert (back.pairs, back.languages, back.size, back.provenance) == (PAIRS, ("a", "b"), found.size, {"run": 1})
     assert all(torch.equal(getattr(back, name), getattr(found, name)) for name in Detection.SUMS)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"awareness\.safetensors: not readable as detection"):
+    with pytest.raises(UserError, match=r"awareness\.safetensors: its content is not what was written"):
         Detection.load(path)
     with pytest.raises(UserError, match="no such file"):
         Detection.load(tmp_path / "x")

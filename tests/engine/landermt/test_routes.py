@@ -126,7 +126,7 @@ def test_bad_files_are_refused(tmp_path):
         Routes.load(path)
     make().save(path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="not routes"):
+    with pytest.raises(UserError, match="not what was written"):
         Routes.load(path)
 
 
