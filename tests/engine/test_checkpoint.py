@@ -28,6 +28,18 @@ def test_round_trip(root):
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
+def test_step_counts_of_groups(root):
+    steps = checkpoint.load(root / "step-10")[1]["group_steps"]
+    assert steps == {"every update": 10}
+    with pytest.raises(UserError, match=r"step-10: does not say .* 'de-en x30' .*\(it counts 'every update'\)"):
+        steps["de-en x30"]
+    checkpoint.save(root / "step-10", TENSORS, {"step": 10, "group_steps": {"de-en": 7}})
+    assert checkpoint.load(root / "step-10")[1]["group_steps"] == {"de-en": 7}
+    checkpoint.save(root / "step-10", TENSORS, {"step": 10, "group_steps": {"de-en": -7}})
+    with pytest.raises(UserError, match="not the state of a checkpoint"):
+        checkpoint.load(root / "step-10")
+
+
 def test_newest_counts_by_step_not_by_name(root):
     assert checkpoint.newest(root) == (root / "step-10", [])
 

@@ -98,6 +98,16 @@ def test_state_is_matched_by_name(pool, whole, out):
         refused(pool, out, KEEP, rf"holds other tensors than are trained \({name}: .*{says}")
 
 
+def test_one_of_before_there_were_update_groups(pool, whole, out):
+    """All its parameters took part in every update, so their steps are the checkpoint's."""
+    tensors, state = saved(out, 6)
+    only(out, 6)
+    del state["group_steps"]
+    checkpoint.save(out / "checkpoints" / "step-6", tensors, state)
+    assert faults.same(pool.run("train_slices", str(out), KEEP)[0], saved(whole)[0])
+    assert saved(out)[1]["group_steps"] == {"every update": 10}
+
+
 def test_another_micro_batch_is_the_same_updates(pool, whole, out):
     """Saved with updates of one micro-batch, gone on with three: the same order and, to rounding, the same weights."""
     only(out, 5)

@@ -170,6 +170,17 @@ def test_resume_equals_unbroken(pool, unbroken, tmp_path, stage):
     assert steps == counts
 
 
+def test_a_checkpoint_without_step_counts_of_its_groups_is_refused(pool, llama, tmp_path):
+    at_three(llama[0], tmp_path)
+    folder = tmp_path / "checkpoints" / "step-3"
+    tensors, state = checkpoint.load(folder)
+    del state["group_steps"]
+    checkpoint.save(folder, tensors, state)
+    says = rf"{folder}: does not say how many updates the parameters of '.*en-fr.*' took part in .* another --out"
+    with pytest.raises(AssertionError, match=says):
+        pool.run("train_routed", str(tmp_path), SETTINGS, "model", None, {})
+
+
 def test_bf16_stages_agree_and_resume(pool, tmp_path):
     settings, runs = SETTINGS | {"model_dtype": "bfloat16", "train_learning_rate": 1e-5}, {}
     learned = {"routes": {"car": "learned"}}
