@@ -15,8 +15,9 @@ from harness import Comparison, Contender, Wrong
 from shapes import SELECTION, SELECTION_SAMPLES, SMOKE
 from torch import Tensor
 
+from slicetune.engine.information import mutual_information
 from slicetune.engine.methods.caneft import Caneft
-from slicetune.engine.selection import mutual_information, select
+from slicetune.engine.selection import select
 from slicetune.engine.statistics import Statistics
 
 DOMAINS = ["a", "b", "c", "d"]

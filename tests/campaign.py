@@ -236,6 +236,7 @@ ROWS: dict[str, list[Piece]] = {
     ],
     "12 prompts": [suite("prompts", "templates, lengths, special tokens", "test_prompts.py"), *fuzz("prompts")],
     "13 selections": [
+        suite("information", "bins and information by the definition", "test_information.py"),
         suite("selection", "ratios, ties, NaN, constants, empty layers", "test_selection.py"),
         *fuzz("forged_statistics"),
     ],

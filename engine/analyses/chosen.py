@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .. import sections
 from ..cli import one_line
+from ..information import mutual_information
 from ..methods.caneft import Caneft
 from ..neurons import NeuronSet
-from ..selection import mutual_information
 from ..settings import read_config
 from ..statistics import Statistics
 from .charts import histogram

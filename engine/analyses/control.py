@@ -31,10 +31,11 @@ from ..cli import one_line
 from ..config import ScoreConfig
 from ..corpus import Pair
 from ..errors import UserError
+from ..information import consensus, exact_bins, mutual_information
 from ..methods.caneft import Caneft
 from ..neurons import NeuronSet
 from ..scoring import counts_device, score
-from ..selection import consensus, exact_bins, mutual_information, select
+from ..selection import select
 from ..statistics import Statistics
 from .charts import matrix
 from .output import Figure, Table, write

@@ -1,7 +1,7 @@
 """CANEFT: neurons whose importance |activation × gradient| carries information about every domain.
 
 Jiang et al., "Consensus-Aligned Neuron Efficient Fine-Tuning Large Language Models for Multi-Domain Machine
-Translation". Selection itself is in `selection.py`; this is what of it can be set.
+Translation". Selection itself is in selection.py and information.py; this is what of it can be set.
 """
 
 from __future__ import annotations
