@@ -5,15 +5,17 @@
 
 k and ε are varied one at a time, from the same detection; rates and seeds as a grid (a seed draws other sentences, so
 it detects anew). Each variant is trained and decoded as the run was, in a folder of its own under
-RUN/analyses/variants/; what is the run itself is not run again. Stopped, it goes on.
+RUN/analyses/variants/; what is the run itself is not run again. Stopped, it goes on. Where shares are learned, a table
+has each pair's beside the computed share that it began with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import tyro
@@ -23,6 +25,7 @@ from ..cli import one_line
 from ..config import RunConfig
 from ..errors import UserError
 from ..evaluation import METRICS
+from ..landermt.routes import ROUTES, Routes
 from ..run import run_one
 from .awareness import landermt_of
 from .charts import lines
@@ -102,6 +105,32 @@ def rows_of(found: Mapping[Variant, Mapping[str, Any]], base: Mapping[str, Any] 
     return rows
 
 
+def share_rows(variant: Variant, folder: Path) -> list[list[Any]]:
+    """(what, value, seed, pair, layer, share of the general units as computed, as learned) by pair and routed layer.
+
+    `folder` is the variant's run; without learned shares there are none. Raises UserError where its routes are missing.
+    """
+    start = Routes.load(folder / ROUTES)
+    if start.car != "learned":
+        return []
+    learned = Routes.load(folder / "model" / ROUTES)
+    return [
+        [*variant, pair, layer, float(start.share[row, position]), float(learned.share[row, position])]
+        for row, pair in enumerate(start.pairs)
+        for position, layer in enumerate(start.layers)
+        if start.takes[row, position]
+    ]
+
+
+def mean_shares(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows of `share_rows` as (what, value, seed, pair, computed, learned, change), means over the pair's layers."""
+    found = []
+    for key, layers in groupby(rows, key=lambda row: row[:4]):
+        computed, learned = (fmean(column) for column in list(zip(*layers, strict=True))[5:])
+        found.append([*key, computed, learned, learned - computed])
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Writes variants.html and its tables. A user's mistake is one line and exit code 2."""
     signals.install()
@@ -111,16 +140,20 @@ def main(arguments: list[str] | None = None) -> None:
         config, done = read_config(given.run), finished(Path(given.run))
         distributed.first_rank_first(lambda: folder_of(given.run))
         wanted = variants(given, config, done["learning_rate"])
-        found = {
-            variant: done if is_run(variant, config, done["learning_rate"]) else distributed.share_object(run_one(one))
-            for variant, one in wanted.items()
-        }
-        distributed.first(lambda: report(given.run, found, done["systems"].get("base")))
+        own = [variant for variant in wanted if is_run(variant, config, done["learning_rate"])]
+        found = {v: done if v in own else distributed.share_object(run_one(one)) for v, one in wanted.items()}
+        folders = {v: Path(given.run if v in own else one.out) for v, one in wanted.items()}
+        distributed.first(lambda: report(given.run, found, done["systems"].get("base"), folders))
         distributed.stop()
 
 
-def report(run: str, found: Mapping[Variant, Mapping[str, Any]], base: Mapping[str, Any] | None) -> None:
-    """One table, and a picture of every setting that was varied: a curve a seed."""
+def report(
+    run: str,
+    found: Mapping[Variant, Mapping[str, Any]],
+    base: Mapping[str, Any] | None,
+    folders: Mapping[Variant, Path],
+) -> None:
+    """Scores, learned shares by pair (by layer in the CSV alone), and a picture of every setting: a curve a seed."""
     rows, figures = rows_of(found, base), []
     for what in dict.fromkeys(variant[0] for variant in found):
         for place, metric in enumerate(METRICS):
@@ -129,12 +162,21 @@ def report(run: str, found: Mapping[Variant, Mapping[str, Any]], base: Mapping[s
                 if row[0] == what:
                     curves.setdefault(f"seed {row[2]}", []).append((row[1], row[4 + place]))
             figures.append(Figure(f"{metric} by {what}", lines(curves, what, f"mean {metric}")))
-    named = [[what, "" if value is None else f"{value:g}", *rest] for what, value, *rest in rows]
-    tables = [
-        Table("scores", ["varied", "value", "seed", "trained", *METRICS], named, "Means over all that is decoded")
-    ]
+    columns = ["varied", "value", "seed"]
+    tables = [Table("scores", [*columns, "trained", *METRICS], _named(rows), "Means over all that is decoded")]
+    if shares := [row for variant, folder in folders.items() for row in share_rows(variant, folder)]:
+        means, title = _named(mean_shares(shares)), "Shares of the general units, means over the pair's layers"
+        tables += [
+            Table("shares", [*columns, "pair", "computed", "learned", "change"], means, title, 4),
+            Table("shares-by-layer", [*columns, "pair", "layer", "computed", "learned"], _named(shares), shown=False),
+        ]
     words = "Every other setting is the run's. With one seed, tenths of a point are within what seeds make."
     write(run, "variants", "Other settings of LANDeRMT", words, tables, figures)
+
+
+def _named(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows with the value that was varied, their second column, as it was named in the command."""
+    return [[what, "" if value is None else f"{value:g}", *rest] for what, value, *rest in rows]
 
 
 if __name__ == "__main__":

@@ -264,11 +264,33 @@ def test_variants_table():
     assert rows == [["base", None, None, 0, 1.0, 2.0], ["k", 2, 0, 7, 3.0, 9.0]]
 
 
+def test_shares_are_of_every_layer_that_a_pair_is_routed_in(tmp_path):
+    takes, owner = torch.tensor([[True, True], [False, True]]), torch.full((2, 4), GENERAL, dtype=torch.int16)
+    share = torch.tensor([[0.5, 0.75], [0.25, 0.125]])
+    for car, more in (("learned", 0.125), ("general_share", 0.0)):
+        routes = Routes(PAIRS, ("de", "en", "fr"), (1, 4), takes, owner, share, car, "input", 6, 4)
+        routes.save(tmp_path / car / "routes.safetensors")
+        replace(routes, share=share + more).save(tmp_path / car / "model" / "routes.safetensors")
+    rows = variants.share_rows(("rate", 1e-4, 3), tmp_path / "learned")
+    assert rows == [
+        ["rate", 1e-4, 3, "de-en", 1, 0.5, 0.625],
+        ["rate", 1e-4, 3, "de-en", 4, 0.75, 0.875],
+        ["rate", 1e-4, 3, "en-fr", 4, 0.125, 0.25],
+    ]
+    assert variants.mean_shares([*rows, ["rate", 1e-4, 5, "en-fr", 4, 0.5, 0.5]]) == [
+        ["rate", 1e-4, 3, "de-en", 0.625, 0.75, 0.125],
+        ["rate", 1e-4, 3, "en-fr", 0.125, 0.25, 0.125],
+        ["rate", 1e-4, 5, "en-fr", 0.5, 0.5, 0.0],
+    ]
+    assert variants.share_rows(("k", 2, 0), tmp_path / "general_share") == []
+
+
 def test_commands_that_train_on_two_ranks(folder, pool, tmp_path):
     """k = 1 is the run itself; the other run trains one direction; the tables have what the results say."""
     config = replace(
         variants.read_config(folder),
         out=str(tmp_path),
+        method=Landermt(k=1, epsilon=0.5, car="learned", share_rate=30.0),
         model=ModelConfig(path=str(folder.parent / "model"), dtype="float32"),
         train=TrainConfig(learning_rate=1e-2, max_steps=1, global_batch_size=2, micro_batch_size=1, report_to=()),
         evaluate=EvaluateConfig(max_new_tokens=3),
@@ -279,6 +301,12 @@ def test_commands_that_train_on_two_ranks(folder, pool, tmp_path):
     assert [row[:3] for row in rows] == [["base", "", ""], ["k", "1", "0"], ["k", "2", "0"]]
     trained = [found[name]["trainable_parameters"] for name in (".", "analyses/variants/k-2")]
     assert [int(row[3]) for row in rows[1:]] == trained == [trained[0], 2 * trained[0]]
+    shares = table(tmp_path, "variants-shares-by-layer")
+    assert [row[:4] for row in shares] == [["k", k, "0", pair] for k in "12" for pair in PAIRS for _ in range(int(k))]
+    start, learned = (Routes.load(tmp_path / at / "routes.safetensors").share for at in (".", "model"))
+    assert [[float(v) for v in row[5:]] for row in shares[:2]] == torch.cat([start, learned], 1).tolist()
+    assert not torch.equal(start, learned)
+    assert len(table(tmp_path, "variants-shares")) == 2 * 2
     base = found["."]["systems"]["base"]["pairs"]
     cells = table(tmp_path, "transfer-chrf")
     assert [row[0] for row in cells] == ["de-en en-fr", "de-en"]
