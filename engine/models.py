@@ -134,6 +134,14 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
     return model
 
 
+def empty_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model of a Hugging Face folder without memory: its modules and their names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Recompute every block in the backward pass (transformers renamed the call in 5.20)."""
     if hasattr(model, "activation_checkpointing_enable"):

@@ -1,6 +1,6 @@
 """The scoring pass: per-sample |activation × gradient| of every channel, streamed into per-group statistics.
 
-CANEFT Eq. 1–3 and 8. Scores fall out of the FFN's backward (ffn.py, kernels/): no weight gradient is computed, no
+CANEFT Eq. 1–3 and 8. Scores fall out of the FFN's backward (fused.py, kernels/): no weight gradient is computed, no
 per-sample tensor is kept, and memory does not grow with the number of samples. Packed samples do not interact, so
 each gets the score that it gets alone.
 """
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .batching import Batch, Example, batches_by_tokens, pack, pad
 from .config import ScoreConfig
 from .errors import UserError
-from .ffn import Tap, fuse
+from .ffn import fuse
+from .fused import Tap
 from .loss import sample_means, target_losses
 from .models import packs_long_rows
 from .statistics import Statistics

@@ -7,7 +7,7 @@ optimizers, ZeRO, DDP, FSDP and clipping see ordinary parameters of the size tha
     params = slice_linears(model, rows={"layers.0.up_proj": [3, 17]})
     optimizer = SparseColumnAdamW(params, lr=1e-3)
 
-Needs torch alone. Next: ffn.py, which fuses three of these into one FFN.
+Needs torch alone. Next: fused.py, which makes one FFN of three of these.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .config import RunConfig
 from .distributed import rank, world
-from .ffn import FusedFFN
+from .fused import FusedFFN
 from .groups import activate, optimizer_groups
 from .optim import SparseColumnAdamW
 

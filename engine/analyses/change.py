@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from .. import delta
 from ..cli import one_line
 from ..errors import UserError
+from ..ffn import checkpoint_sites
 from ..neurons import thirds
 from ..settings import read_config
 from .charts import grouped_bars
@@ -61,19 +61,10 @@ def mean_changes(run: Path) -> dict[Place, tuple[float, int]]:
 
 def _modules(run: Path) -> dict[str, tuple[int, str]]:
     """Name of every FFN projection → its layer and role, from the exported model's config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ..ffn import find_ffns
-
     if not (run / "model" / "config.json").is_file() or not (run / "delta").is_dir():
         raise UserError(f"{run}: no model/ and delta/ there: name the --out of a finished run that chose neurons")
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run / "model"))
-    return {
-        f"{site.name}.{child}": (site.layer, role)
-        for site in find_ffns(empty)
-        for role, child in site.projections.items()
-    }
+    sites = checkpoint_sites(run / "model")
+    return {f"{site.name}.{child}": (site.layer, role) for site in sites for role, child in site.projections.items()}
 
 
 def names_of(runs: Sequence[str]) -> list[str]:

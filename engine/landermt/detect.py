@@ -1,7 +1,7 @@
 """The detection pass of LANDeRMT: activations on translation prompts, awareness on monolingual sentences.
 
 Eq. 1 needs forward passes over each pair's prompts, without their translations: mean h and mean FFN output of every
-layer. Eq. 4 needs a backward over each language's bare sentences: |∂L/∂h·h| falls out of the FFN's backward (ffn.py,
+layer. Eq. 4 needs a backward over each language's bare sentences: |∂L/∂h·h| falls out of the FFN's backward (fused.py,
 kernels/) as CANEFT's scores do, with no weight gradient and no per-sample storage.
 """
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..batching import Batch, Example, batches_by_tokens
 from ..config import ScoreConfig
 from ..errors import UserError
-from ..ffn import FusedFFN, find_ffns
+from ..ffn import find_ffns
+from ..fused import FusedFFN
 from ..models import packs_long_rows
 from ..scoring import batch_of, sum_of_losses, tapped, walk
 from .detection import Detection

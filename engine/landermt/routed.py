@@ -21,7 +21,8 @@ from ...kernels.gated import gated_backward, gated_forward
 from ...kernels.plain import plain_backward, plain_forward
 from ...kernels.slice_gradient import compact_gradient
 from ..errors import UserError
-from ..ffn import FFNSite, FusedFFN, operands, weights
+from ..ffn import FFNSite
+from ..fused import FusedFFN, operands, weights
 from .owned import OwnedLinear
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class RoutedFFN(FusedFFN):
 
 
 class _RoutedFFN(torch.autograd.Function):
-    """As ffn._GatedFFN and _PlainFFN: saves x and the pre-activations, recomputes h."""
+    """As fused._GatedFFN and _PlainFFN: saves x and the pre-activations, recomputes h."""
 
     @staticmethod
     def forward(ctx, x, ffn, rows, gain, *slots):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..ffn import FusedFFN, find_ffns
+from ..ffn import find_ffns
+from ..fused import FusedFFN
 from ..groups import UpdateGroup
 from ..slices import set_submodule
 from .owned import OwnedLinear

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, BloomForCausalLM
 from slicetune.engine.audit import audit
 from slicetune.engine.batching import pad
 from slicetune.engine.export import export_model
-from slicetune.engine.ffn import FusedFFN, attach, find_ffns
+from slicetune.engine.ffn import attach, find_ffns
+from slicetune.engine.fused import FusedFFN
 from slicetune.engine.loss import target_losses
 from slicetune.engine.methods.given import Given
 from slicetune.engine.models import packs_long_rows, takes_position_ids
