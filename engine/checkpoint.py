@@ -19,30 +19,9 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UserError
-from .groups import EVERY_UPDATE
 from .shards import Entry, write_shard
 
 MANIFEST = "manifest.json"
-
-
-class GroupSteps(dict[str, int]):
-    """By the key of an UpdateGroup, in how many updates it took part; of a group without one, UserError."""
-
-    folder = Path()
-    """The checkpoint that they are of."""
-
-    @classmethod
-    def of(cls, folder: Path, state: dict[str, Any]) -> GroupSteps:
-        """What state.json says; of before there were groups, that all parameters took part in every update."""
-        steps = cls(state.get("group_steps") or {EVERY_UPDATE.key: state["step"]})
-        steps.folder = folder
-        return steps
-
-    def __missing__(self, key: str) -> int:
-        raise UserError(
-            f"{self.folder}: does not say how many updates the parameters of {key!r} took part in (it counts "
-            f"{', '.join(map(repr, self))}): go on with the slicetune that wrote it, or train in another --out"
-        )
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -110,7 +89,7 @@ def fault(folder: Path) -> str | None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a checkpoint, with GroupSteps in it. Raises UserError naming the file if it is not whole."""
+    """Tensors and state of a checkpoint. Raises UserError naming the file if it is not whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -118,10 +97,9 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if problem:
         raise UserError(f"{problem}: name another checkpoint, or --resume auto for the newest whole one")
     try:
-        tensors, state = load_file(folder / "state.safetensors"), read_state(folder)
+        return load_file(folder / "state.safetensors"), read_state(folder)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}/state.safetensors: {error}: name another checkpoint, or --resume auto") from None
-    return tensors, state | {"group_steps": GroupSteps.of(folder, state)}
 
 
 def read_state(folder: Path) -> dict[str, Any]:

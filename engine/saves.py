@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import checkpoint, distributed
 from .config import RunConfig
 from .errors import UserError
+from .groups import EVERY_UPDATE, optimizer_groups
 from .settings import differences, table
 from .zero import MOMENTS, ZeroEngine
 
@@ -69,6 +70,7 @@ class Saves:
             return {}, State()
         distributed.print0(f"resume: from {folder}")
         tensors, kept = checkpoint.load(folder)
+        kept["group_steps"] = group_steps(kept)
         return tensors, State(**{one.name: kept[one.name] for one in fields(State) if one.name in kept})
 
     def exported(self, state: State) -> Path:
@@ -99,8 +101,19 @@ class Saves:
         other = differences(kept.get("identity", {}), json.loads(json.dumps(self.identity)))
         if other:
             raise UserError(f"{folder} belongs to another run ({table(other)}): use another --out, or its settings")
-        wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         there = {name: tuple(t.shape) for name, t in tensors.items()}
-        other = differences(there, {f"{kind}/{n}": s for kind in ("master", *MOMENTS) for n, s in wanted.items()})
+        other = differences(
+            there, {f"{kind}/{n}": tuple(p.shape) for kind in ("master", *MOMENTS) for n, p in trained.items()}
+        )
         if other:
             raise UserError(f"{folder} holds other tensors than are trained ({table(other)}): use another --out")
+        groups = {group["update_group"].key for group in optimizer_groups(trained.values())}
+        if uncounted := sorted(groups - group_steps(kept).keys()):
+            parts = ", ".join(uncounted)
+            raise UserError(f"{folder} does not say how many updates {parts} took part in: use another --out")
+
+
+def group_steps(kept: dict[str, Any]) -> dict[str, int]:
+    """Updates of each group by a state.json; one of before there were groups trained everything in every update."""
+    return kept.get("group_steps") or {EVERY_UPDATE.key: kept["step"]}

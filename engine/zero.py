@@ -142,7 +142,7 @@ class ZeroEngine:
         return {group["update_group"].key: int(state[p]["step"]) for group, p in self._partitions()}
 
     def load_state(self, state: dict[str, Tensor], group_steps: Mapping[str, int]) -> None:
-        """Restore `state()` and `group_steps()`; the checkpoint's GroupSteps raise UserError for a group they lack.
+        """Restore `state()` and `group_steps()`.
 
         `load_masters` must have put the low-precision parameters right before the engine was made: DeepSpeed's
         setters write the fp32 master alone.
