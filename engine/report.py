@@ -1,7 +1,7 @@
 """What a run found, for reading: a table for the terminal and report.html, one file that needs nothing beside it.
 
     print(table(results))
-    write_report("runs/caneft")      # reads config.json, metrics.jsonl, results.json, neurons.safetensors
+    write_report("runs/caneft")      # reads config.json, metrics.jsonl, results.json, neurons.safetensors, analyses/
 
 A part whose artefact is missing is left out of the page; results.json must be there.
 """
@@ -85,6 +85,7 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
         page.section("Chosen neurons", sections.neurons(run)),
         page.section("Time", sections.time(run)),
         page.section("Translations", *sections.translations(run)),
+        page.section("Analyses", *sections.analyses(run)),
         page.section("How it was made", sections.signatures(run), *sections.settings(run)),
     ]
     path = run.folder / "report.html"

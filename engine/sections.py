@@ -262,6 +262,15 @@ def _sentence(i: int, lines: Mapping[str, list[str]]) -> Iterator[tuple[str, lis
         yield "more" if place else "", [escape(label), escape(texts[i])]
 
 
+def analyses(run: Artefacts) -> Iterator[str]:
+    """What the run was asked: of each page in its `analyses/` the title, the figures and a link, in order of names."""
+    for path in sorted((run.folder / "analyses").glob("*.html")):
+        title, figures = page.pictures(path.read_text(encoding="utf-8"))
+        link = f'<a href="analyses/{escape(path.name)}">analyses/{escape(path.name)}</a>'
+        yield f'<h3>{title}</h3>\n<p class="soft">Tables: {link}</p>'
+        yield from (f'<p class="soft">{name}</p>\n{figure}' for name, figure in figures)
+
+
 def signatures(run: Artefacts) -> str:
     found: dict[str, None] = {}
     for system in run.results["systems"].values():

@@ -1,4 +1,5 @@
-"""What an analysis leaves: tables in the terminal and as CSV, and one page with its figures, in the report's look.
+"""What an analysis leaves: tables in the terminal and as CSV, and one page with its figures, in the report's look;
+the figures stand in the run's report too.
 
 write(run, "overlap", "Overlap of sets", "What it shows.", [Table("jaccard", columns, rows)], [Figure(title, svg)])
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from .. import page
 from ..errors import UserError
+from ..report import write_report
 
 
 @dataclass
@@ -56,7 +58,10 @@ def write(
     tables: Sequence[Table],
     figures: Sequence[Figure] = (),
 ) -> Path:
-    """Print the tables, write `RUN/analyses/<name>-<table>.csv` of each and `<name>.html`; returns the page's path."""
+    """Print the tables, write `RUN/analyses/<name>-<table>.csv` of each and `<name>.html`; returns the page's path.
+
+    A run's report is written again, with the figures in it.
+    """
     folder = folder_of(run)
     for table in tables:
         write_csv(folder / f"{name}-{table.name}.csv", table)
@@ -71,6 +76,8 @@ def write(
     partial.write_text(page.page(title, body), encoding="utf-8")
     partial.replace(path)
     print(f"→ {path}", flush=True)
+    if all((Path(run) / name).is_file() for name in ("config.json", "report.html")):  # a comparison has no settings
+        write_report(run)
     return path
 
 

@@ -34,10 +34,13 @@ def rows(run: tuple[Path, str], name: str) -> list[dict[str, str]]:
 def test_every_question_leaves_a_page(run):
     pages = {path.stem for path in (run[0] / "analyses").glob("*.html")}
     assert pages == {"chosen", "overlap", "silence", "control", "ratios", "readings", "change"}
+    report = (run[0] / "report.html").read_text()
     for page in pages:
         html = (run[0] / "analyses" / f"{page}.html").read_text()
         assert "<svg" in html, page
         assert "http" not in html, page
+        assert f'href="analyses/{page}.html"' in report
+    assert "http" not in report
 
 
 def test_chosen_counts_every_neuron(run):

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from slicetune.engine import sections
+from slicetune.engine.analyses import output
+from slicetune.engine.analyses.output import Figure, Table
 from slicetune.engine.config import RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.evaluation import average
@@ -156,6 +158,33 @@ def test_page_holds_every_part_and_nothing_from_outside(tmp_path):
     row = re.search(r"<tr><td>IT</td>(.*?)</tr>", html)[1]
     cells = re.findall(r"<td>(?:<[^>]*>)?([^<]*)", row)
     assert cells == ["2,000", "30.00", "33.50", "+3.50", "50.00", "53.50", "+3.50"]
+
+
+def test_analyses_stand_in_the_report_and_one_that_ends_writes_it_again(tmp_path, capsys):
+    figures = [Figure("BLEU < chrF", '<svg role="img"></svg>', "Of all"), Figure("Nothing", "")]
+    tables = [Table("t", ["a"], [[1]], "Numbers")]
+    output.write(run_folder(tmp_path), "overlap", "Overlap & more", "Words.", tables, figures)
+    assert not (tmp_path / "report.html").exists()
+    once = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == once
+    output.write(tmp_path, "chosen", "Chosen neurons", "Words.", tables, [Figure("Where", "<svg></svg>")])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.links == ["analyses/chosen.html", "analyses/overlap.html"]
+    assert page.tags.count("svg") == 5 + 2
+    assert html.count('<figure><svg role="img"></svg><figcaption>Of all</figcaption></figure>') == 1
+    part = page.text.partition("Analyses ")[2].partition("How it was made")[0]
+    places = [part.find(name) for name in ("Chosen neurons", "Where", "Overlap & more", "BLEU < chrF")]
+    assert places == sorted(places)
+    assert places[0] >= 0
+    assert "Numbers" not in part
+    assert "Nothing" not in part
+
+
+def test_an_analysis_leaves_a_comparisons_report_alone(tmp_path, capsys):
+    (tmp_path / "report.html").write_text("compared")
+    output.write(tmp_path, "overlap", "Overlap", "Words.", [])
+    assert (tmp_path / "report.html").read_text() == "compared"
 
 
 def test_source_and_reference_stand_above_the_translations(tmp_path):
