@@ -27,6 +27,11 @@ class Trainable:
     exact: int | None = None
     added: int = 0
 
+    @property
+    def likely(self) -> int:
+        """The exact number where it is known, else the expectation."""
+        return round(self.expectation) if self.exact is None else self.exact
+
     @staticmethod
     def known(parameters: int, added: int = 0, neurons: int = 0) -> Trainable:
         """A number that needs no selection."""

@@ -3,16 +3,16 @@
     python recipes/caneft_llama31.py --dry-run
 
 No weight is read, no network used, nothing written. Every figure is printed with the product that it comes from, and
-what is assumed rather than known is said. The arithmetic of memory is in memory.py.
+what is assumed rather than known is said. Memory is in memory_report.py, its arithmetic in memory.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import memory
+from . import memory, memory_report
 from .config import DataConfig, RunConfig
 from .counts import Trainable
 from .errors import UserError
@@ -28,9 +28,6 @@ TEMPLATE_TOKENS = 20
 """Assumed: markers that a chat template puts around three turns."""
 CHARACTERS_PER_SENTENCE = 100
 """Assumed of each side where no corpus is at hand to measure."""
-CHECKPOINTING = "--model.activation-checkpointing"
-USABLE = 0.95
-"""Share of a GPU's memory that a run can count on."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,7 @@ def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
     """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
     corpus, neurons = corpus_of(config), chosen(config, shape)
     plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
+    load = config, shape, world, neurons, plan.micro_batch
     gpu = (
         f"{gpu_memory / 1e9:.1f} GB each"
         if gpu_memory is not None
@@ -114,10 +112,10 @@ def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
         [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files"],
         _settings(config, _resolved(config, shape, plan)),
         _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
-        _scoring(config, shape, gpu_memory) if method.scores else [],
-        _training(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains else [],
+        memory_report.scoring(config, shape, gpu_memory) if method.scores else [],
+        memory_report.training(*load, gpu_memory) if method.trains else [],
         _steps(config, corpus, plan, world) if method.trains else [],
-        _fit(config, shape, world, neurons, plan.micro_batch, gpu_memory) if method.trains and gpu_memory else [],
+        memory_report.fit(*load, gpu_memory) if method.trains and gpu_memory else [],
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -203,95 +201,6 @@ def _picked(config: RunConfig, chosen: Trainable, saved: Path) -> str:
         if getattr(method, "match", "")
         else f"= {100 * method.neuron_ratio:g} % of {what}"
     )
-
-
-def _scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> list[str]:
-    parts = memory.scoring(config, shape, gpu_memory)
-    threshold = memory.counts_threshold(config, shape) / 1e9
-    why = f"auto keeps them on a GPU of {threshold:.1f} GB or more, else on the host"
-    if config.score.counts != "auto":
-        why = f"--score.counts {config.score.counts}"
-    elif gpu_memory is None:
-        why += "; device assumed here"
-    where = "host" if memory.counts_on_host(config, shape, gpu_memory) else "device"
-    lines = [
-        "Memory of one GPU while scoring",
-        *_table(config, shape, parts, memory.scoring_tokens(config), config.data.max_length),
-        *([] if config.method.routes else [f"  histogram counts: {where} ({why})"]),
-    ]
-    if _too_large(parts, gpu_memory):
-        fits = memory.scoring_tokens_that_fit(config, shape, USABLE * gpu_memory)
-        other = "--score.counts host, or a larger GPU" if config.model.activation_checkpointing else CHECKPOINTING
-        remedy = f"--score.tokens-per-batch {fits}, or {other}" if fits else other
-        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}")
-    return lines
-
-
-def _training(
-    config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int, gpu_memory: int | None
-) -> list[str]:
-    parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
-    kind = "exact" if chosen.exact is not None else "the expectation"
-    tokens, parts = micro * config.data.max_length, _training_parts(config, shape, world, chosen, micro)
-    lines = [
-        f"Memory of one GPU while training {parameters:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
-        *_table(config, shape, parts, tokens, memory.training_sequence(config, shape, tokens)),
-        f"  longest case: {micro} sentence(s) a forward of {config.data.max_length} tokens",
-    ]
-    if _too_large(parts, gpu_memory):
-        remedy = "--zero.stage 3" if config.model.activation_checkpointing else CHECKPOINTING
-        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}, or a smaller --data.max-length")
-    return lines
-
-
-def _training_parts(
-    config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int
-) -> list[memory.Part]:
-    parameters = chosen.exact if chosen.exact is not None else round(chosen.expectation)
-    beside = parameters if config.method.selects or config.method.routed else chosen.added
-    return memory.training(config, shape, world, parameters, micro * config.data.max_length, beside)
-
-
-def _fit(config: RunConfig, shape: ModelShape, world: int, chosen: Trainable, micro: int, gpu_memory: int) -> list[str]:
-    """What fits: scoring, and training at every ZeRO stage without and with activation checkpointing."""
-
-    def cell(parts: list[memory.Part]) -> str:
-        return (
-            f"{memory.device_total(parts) / 1e9:8.1f} GB {'too large' if _too_large(parts, gpu_memory) else 'fits':9}"
-        )
-
-    rows, own = [], (config.zero.stage, config.model.activation_checkpointing)
-    for stage in (1, 2, 3):
-        cells = ""
-        for checkpointing in (False, True):
-            model = replace(config.model, activation_checkpointing=checkpointing)
-            other = replace(config, model=model, zero=replace(config.zero, stage=stage))
-            cells += cell(_training_parts(other, shape, world, chosen, micro))
-            cells += " ← as set  " if (stage, checkpointing) == own else " " * 11
-        rows.append(f"  training, stage {stage} {cells}".rstrip())
-    lines = [f"What fits in {world} × {gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on)"]
-    if config.method.scores:
-        lines.append(f"  scoring           {cell(memory.scoring(config, shape, gpu_memory))}".rstrip())
-    return [*lines, f"  {'':18}{'no checkpointing':>21}{'':11}{CHECKPOINTING}", *rows]
-
-
-def _too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
-    return gpu_memory is not None and memory.device_total(parts) > USABLE * gpu_memory
-
-
-def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], tokens: int, sequence: int) -> list[str]:
-    """The parts, their sum, and what the other choice of activation checkpointing would hold."""
-    instead = memory.activations(config, shape, tokens, sequence, not config.model.activation_checkpointing)
-    width = max(len(part.name) for part in [*parts, instead])
-
-    def row(part: memory.Part, note: str = "") -> str:
-        return f"  {part.name:{width}} {part.bytes / 1e9:8.3f} GB  = {part.formula}{note}"
-
-    return [
-        *(row(part, ", on the host" if part.host else "") for part in parts),
-        f"  {'together':{width}} {memory.device_total(parts) / 1e9:8.3f} GB",
-        row(instead, " (the other choice)"),
-    ]
 
 
 def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[str]:
