@@ -10,7 +10,6 @@ compared with the run's own by the cross-entropy of each dev sentence. Beside th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,13 +29,11 @@ from ..neurons import NeuronSet
 from ..run import Run, run_one
 from ..settings import fingerprint
 from .charts import intervals
-from .output import Figure, Table, folder_of, write
+from .output import Figure, folder_of, write
 from .overlap import share
-from .paired import Paired, holm, paired, sentence_losses
+from .paired import paired, sentence_losses
 from .source import Source, caneft_of
-
-LEVEL = 0.05
-"""Chance of one false alarm among all readings."""
+from .verdicts import Result, Seeds, seed_table, seeds_agree, table
 
 
 @dataclass
@@ -180,18 +177,6 @@ def main(arguments: list[str] | None = None) -> None:
         distributed.stop()
 
 
-@dataclass
-class Result:
-    """One reading, trained with one seed, against the default."""
-
-    reading: Reading
-    neurons: NeuronSet | None
-    losses: Tensor
-    versus: Paired
-    shared: float
-    """Of the neurons, those that the default has too."""
-
-
 def compare_all(trainer: Trainer, names: Sequence[Reading], seed: int) -> list[Result]:
     """Every reading with one seed; the default first, the untrained base last (without a reading of its own)."""
     found: list[Result] = []
@@ -208,19 +193,9 @@ def compare_all(trainer: Trainer, names: Sequence[Reading], seed: int) -> list[R
     return [*found, Result(untrained, None, base, paired(base, found[0].losses), 0.0)]
 
 
-@dataclass
-class Seeds:
-    """One reading over all seeds: losses [seeds, dev sentences], and each seed's averages of BLEU and chrF."""
-
-    name: str
-    losses: Tensor
-    scores: list[dict[str, dict[str, float]]]
-
-
 def with_seeds(trainer: Trainer, first: Sequence[Result], best: int, seeds: Sequence[int]) -> list[Seeds]:
     """The default and the `best` other readings by loss with every seed, decoded."""
-    own = [r for r in first[1:] if r.neurons is not None and type(r.reading.method) is Caneft]
-    other = [r for r in own if r.neurons != first[0].neurons]
+    other = [r for r in first[1:] if r.tested and r.neurons != first[0].neurons]
     ranked = sorted({r.neurons.fingerprint: r for r in reversed(other)}.values(), key=lambda r: r.versus.difference)
     found = []
     for result in (first[0], *ranked[:best]):
@@ -233,41 +208,9 @@ def with_seeds(trainer: Trainer, first: Sequence[Result], best: int, seeds: Sequ
     return found
 
 
-def verdicts(first: Sequence[Result]) -> list[tuple[float, str]]:
-    """Adjusted p and a word for every result but the default: against it, after Holm over all other readings."""
-    tested = [i for i, r in enumerate(first) if i and r.neurons is not None and type(r.reading.method) is Caneft]
-    adjusted = dict(zip(tested, holm([first[i].versus.p for i in tested]), strict=True))
-    words = []
-    for i, result in enumerate(first):
-        p = adjusted.get(i, result.versus.p)
-        same = result.neurons is not None and result.neurons == first[0].neurons
-        if i == 0 or same:
-            words.append((math.nan, "the default" if i == 0 else "same neurons"))
-        elif p >= LEVEL:
-            words.append((p, "no difference shown"))
-        else:
-            words.append((p, "better" if result.versus.difference < 0 else "worse"))
-    return words
-
-
-def seeds_agree(reading: Seeds, default: Seeds) -> tuple[Paired, Paired, bool]:
-    """Differences over sentences (each one's mean over seeds) and over seeds; whether both show the reading better."""
-    sentences = paired(reading.losses.mean(0), default.losses.mean(0))
-    seeds = paired(reading.losses.mean(1), default.losses.mean(1))
-    return sentences, seeds, sentences.high < 0 and seeds.high < 0  # NaN, of one seed, shows nothing
-
-
 def report(given: Arguments, first: Sequence[Result], again: Sequence[Seeds]) -> None:
     """Tables, page and verdict."""
-    rows = []
-    for result, (p, word) in zip(first, verdicts(first), strict=True):
-        v, count = result.versus, result.neurons.count if result.neurons else 0
-        trained = result.neurons.parameters() if result.neurons else 0
-        row = [result.reading.name, count, trained, result.shared, float(result.losses.mean())]
-        rows.append([*row, v.difference, v.low, v.high, p, word])
-    columns = ["reading", "neurons", "trained", "shared", "dev loss"]
-    columns += ["difference", "low", "high", "p (Holm)", "verdict"]
-    tables = [Table("all", columns, rows, "Every reading against the default, one seed", 4)]
+    tables = [table(first)]
     bars = [(r.reading.name, r.versus.difference, r.versus.low, r.versus.high) for r in first[1:-1]]
     figures = [Figure("Dev loss minus the default's", intervals(bars, "nats a target token, 95 % interval"))]
     words = (
@@ -280,26 +223,6 @@ def report(given: Arguments, first: Sequence[Result], again: Sequence[Seeds]) ->
         which = f"over sentences and over {len(again[0].scores)} seeds"
         words += f"Better than the default {which}: {', '.join(better) or 'none of the best'}."
     write(given.run, "readings", "Readings of the paper", words, tables, figures)
-
-
-def seed_table(again: Sequence[Seeds]) -> Table:
-    """Mean ± deviation over seeds, and the differences to the default."""
-    rows = []
-    for one in again:
-        sentences, seeds, better = seeds_agree(one, again[0])
-        cells: list[Any] = [one.name, _spread(one.losses.mean(1).tolist(), 4)]
-        cells += [sentences.difference, sentences.low, sentences.high, seeds.low, seeds.high]
-        for part in ("seen", "unseen"):
-            values = [scores[part]["bleu"] for scores in one.scores if part in scores]
-            cells.append(_spread(values, 2) if values else "")
-        rows.append([*cells, "better" if better else ""])
-    columns = ["reading", "dev loss", "difference", "low", "high", "low (seeds)", "high (seeds)"]
-    return Table("seeds", [*columns, "BLEU seen", "BLEU unseen", "verdict"], rows, "The best readings, every seed", 4)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    deviation = float(torch.tensor(values).std()) if len(values) > 1 else math.nan
-    return f"{sum(values) / len(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import mutual_info_score
 
 from slicetune.engine import delta
-from slicetune.engine.analyses import change, charts, chosen, control, overlap, ratios, readings, silence
+from slicetune.engine.analyses import change, charts, chosen, control, overlap, ratios, readings, silence, verdicts
 from slicetune.engine.analyses.output import Figure, Table, write
 from slicetune.engine.analyses.paired import Paired, holm, paired, sentence_losses
 from slicetune.engine.analyses.source import caneft_of, without_domain
@@ -115,12 +115,12 @@ def test_every_reading_comes_once_and_the_default_first():
         readings.readings(RunConfig(method=Rcn()), ("joint",), (None,))
 
 
-def result(name: str, shift: float, neurons: NeuronSet | None, noise: float = 0.01) -> readings.Result:
+def result(name: str, shift: float, neurons: NeuronSet | None, noise: float = 0.01) -> verdicts.Result:
     base = torch.linspace(1, 2, 50, dtype=torch.float64)
     wobble = noise * torch.randn(50, generator=torch.Generator().manual_seed(len(name))).double()
     losses = base + shift + (wobble - wobble.mean() if shift else 0)
     reading = readings.Reading(name, Caneft(), RunConfig().score)
-    return readings.Result(reading, neurons, losses, paired(losses, base), 0.5)
+    return verdicts.Result(reading, neurons, losses, paired(losses, base), 0.5)
 
 
 def test_verdicts_need_significance_after_correction():
@@ -133,7 +133,7 @@ def test_verdicts_need_significance_after_correction():
         result("same", 0.0, sets[0]),
         result("base", 0.3, None),
     ]
-    found = readings.verdicts(first)
+    found = verdicts.verdicts(first)
     words = ["the default", "better", "worse", "no difference shown", "same neurons", "worse"]
     assert [word for _, word in found] == words
     tested = holm([first[i].versus.p for i in (1, 2, 3, 4)])
@@ -143,15 +143,15 @@ def test_verdicts_need_significance_after_correction():
 def test_seeds_must_agree_too():
     sentence = torch.linspace(1, 2, 50, dtype=torch.float64)
     lines = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double() * 1e-3
-    default = readings.Seeds("default", sentence + torch.zeros(3, 1), [])
-    steady = readings.Seeds("steady", default.losses - 0.02 + lines, [])
-    fickle = readings.Seeds("fickle", default.losses + torch.tensor([[-0.1], [0.03], [0.01]]) + lines, [])
-    assert readings.seeds_agree(steady, default)[2]
-    sentences, seeds, better = readings.seeds_agree(fickle, default)
+    default = verdicts.Seeds("default", sentence + torch.zeros(3, 1), [])
+    steady = verdicts.Seeds("steady", default.losses - 0.02 + lines, [])
+    fickle = verdicts.Seeds("fickle", default.losses + torch.tensor([[-0.1], [0.03], [0.01]]) + lines, [])
+    assert verdicts.seeds_agree(steady, default)[2]
+    sentences, seeds, better = verdicts.seeds_agree(fickle, default)
     assert sentences.high < 0 < seeds.high
     assert not better
-    single = [readings.Seeds(s.name, s.losses[:1], []) for s in (steady, default)]
-    assert not readings.seeds_agree(*single)[2]
+    single = [verdicts.Seeds(s.name, s.losses[:1], []) for s in (steady, default)]
+    assert not verdicts.seeds_agree(*single)[2]
 
 
 # ---------------------------------------------------------------- overlap
