@@ -124,10 +124,17 @@ def audit(
         with open_shard(base / left) as old, open_shard(model / right) as new:
             for name, place in names:
                 _compare(report, place, old.read(name), new.read(place), scope.chosen.get(name))
-    for shard in sorted({theirs[name] for name in report.new}):
-        with open_shard(model / shard) as opened:
-            report.new_weights += sum(opened.entries[name].count for name in report.new if theirs[name] == shard)
+    report.new_weights = _weights(model, {name: theirs[name] for name in report.new})
     return report
+
+
+def _weights(model: Path, files: dict[str, str]) -> int:
+    """How many weights these tensors (name → file) have together."""
+    count = 0
+    for file in sorted(set(files.values())):
+        with open_shard(model / file) as opened:
+            count += sum(opened.entries[name].count for name, own in files.items() if own == file)
+    return count
 
 
 def _compare(report: AuditReport, name: str, base: Tensor, export: Tensor, chosen: Chosen | None) -> None:

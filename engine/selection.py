@@ -58,14 +58,7 @@ def select(stats: Statistics, method: Caneft) -> Selection:
     _check(stats, method)
     each = importance(stats)
     mean = each.mean(0)
-    if mean.max() == mean.min():
-        raise UserError(f"every neuron has the same importance ({mean[0]:.3g}): check the weights and the loss")
-    mi = mutual_information(stats, method) if method.consensus else None
-    if mi is not None and mi.max() <= 0:
-        raise UserError(
-            "mutual information is 0 for every neuron: its scores fall in one bin or are alike in all domains "
-            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and --score.lowest-octave"
-        )
+    mi = _information(stats, method, mean)
     candidates = task_relevant(each, method)
     value = mean if mi is None else mi
     chosen = _top(value, candidates, method)
@@ -84,6 +77,21 @@ def select(stats: Statistics, method: Caneft) -> Selection:
     selection.warnings = _warnings(stats, selection)
     selection.neurons.provenance = _provenance(stats, method, selection)
     return selection
+
+
+def _information(stats: Statistics, method: Caneft, mean: Tensor) -> Tensor | None:
+    """Mutual information, where it is what ranks. Raises UserError where it or the mean importance tells nothing."""
+    if mean.max() == mean.min():
+        raise UserError(f"every neuron has the same importance ({mean[0]:.3g}): check the weights and the loss")
+    if not method.consensus:
+        return None
+    mi = mutual_information(stats, method)
+    if mi.max() <= 0:
+        raise UserError(
+            "mutual information is 0 for every neuron: its scores fall in one bin or are alike in all domains "
+            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and --score.lowest-octave"
+        )
+    return mi
 
 
 def importance(stats: Statistics) -> Tensor:

@@ -29,11 +29,10 @@ from slicetune.engine.config import RunConfig
 from slicetune.engine.errors import UserError
 from slicetune.engine.methods.caneft import Caneft
 from slicetune.engine.methods.lape import Lape
-from slicetune.engine.methods.lora import Lora
 from slicetune.engine.methods.rcn import Rcn
 from slicetune.engine.neurons import NeuronSet, thirds
 from slicetune.engine.prompts import SYSTEMS
-from slicetune.engine.settings import as_dict, read_config
+from slicetune.engine.settings import as_dict
 from slicetune.engine.slices import Patch
 
 # ---------------------------------------------------------------- two models on the same sentences
@@ -389,7 +388,8 @@ def test_ratios_are_rows_and_the_base_is_none_of_them(tmp_path):
     rows = ratios.rows_of(found, "bleu")
     assert rows[0][:4] == [0.0, 0, 1.0, 0.5]
     assert rows[1:] == [[0.5, 100, 10.0, 5.0, 10.0, 5.0], [1.0, 200, 12.0, 6.0, 12.0, 6.0]]
-    (tmp_path / "config.json").write_text(json.dumps(as_dict(RunConfig(out=str(tmp_path), train=sweeping()))))
+    sweeping = replace(RunConfig().train, sweep=(1e-5, 1e-3))
+    (tmp_path / "config.json").write_text(json.dumps(as_dict(RunConfig(out=str(tmp_path), train=sweeping))))
     config = ratios.settings(tmp_path, 0.02, 1e-3)
     assert (config.method.neuron_ratio, config.train.learning_rate, config.train.sweep) == (0.02, 1e-3, ())
     assert config.score.reuse == str(tmp_path)
@@ -397,28 +397,7 @@ def test_ratios_are_rows_and_the_base_is_none_of_them(tmp_path):
         ratios.sweep(tmp_path, (0.01,))
 
 
-def sweeping():
-    return replace(RunConfig().train, sweep=(1e-5, 1e-3))
-
-
-# ---------------------------------------------------------------- settings, tables, charts
-
-
-@pytest.mark.parametrize("method", [Caneft(consensus=None), Rcn(), Lape(neuron_ratio=0.5), Lora(rank=3)])
-def test_settings_are_read_as_they_were_written(tmp_path, method):
-    config = RunConfig(out="x", method=method, train=sweeping(), seed=5)
-    (tmp_path / "config.json").write_text(json.dumps(as_dict(config)))
-    assert read_config(tmp_path) == config
-    assert type(read_config(tmp_path).method) is type(method)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"method": {"kind": "x"}}', '{"method": {"kind": "caneft", "y": 1}}']
-)
-def test_broken_settings_are_one_line(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: not the settings of a run"):
-        read_config(tmp_path)
+# ---------------------------------------------------------------- tables, charts
 
 
 def test_only_a_caneft_run_has_readings():
