@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import toys
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine import checkpoint, comet, distributed, signals, status
+from slicetune.engine import checkpoint, cli, comet, distributed, signals, status
 from slicetune.engine.analyses import ranges, transfer, variants
 from slicetune.engine.batching import pack
 from slicetune.engine.config import EvaluateConfig, ModelConfig, RunConfig, ScoreConfig
@@ -117,6 +119,12 @@ def ask_comet(out: str, python: str, model: str) -> dict[str, Any]:
     config.evaluate = EvaluateConfig(comet=model, comet_python=python)
     pairs = [Pair("Die Anlage.", "The annex.", "it", i, ("de", "en")) for i in (1, 2)]
     return comet.stage(config, ["base"], Stages(Path(out)), lambda: {"it": pairs})
+
+
+def run_recipe(recipe: str, flags: list[str], cache: str) -> dict[str, Any]:
+    """results.json of a recipe with flags, as its command line has them; what it converts goes to `cache`."""
+    with mock.patch.dict(os.environ, SLICETUNE_CACHE=cache):
+        return run_one(cli.parse(runpy.run_path(recipe)["CONFIG"], flags))
 
 
 def vary_landermt(config: RunConfig) -> dict[str, Any]:

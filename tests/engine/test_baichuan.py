@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
+from baichuans import (
+    CONFIG,
+    HEADS,
+    HIDDEN,
+    INNER,
+    LAYERS,
+    PLAIN,
+    VOCAB,
+    lay_out,
+    train_pieces,
+    weights,
+    write,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -21,69 +35,8 @@ from slicetune.engine.ffn import attach
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.slices import Patch
 
-LAYERS, HIDDEN, HEADS, INNER, VOCAB = 2, 32, 4, 48, 420
-CONFIG = {
-    "_from_model_config": True,
-    "architectures": ["BaichuanForCausalLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_baichuan.BaichuanConfig",
-        "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM",
-    },
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": HIDDEN,
-    "initializer_range": 0.02,
-    "intermediate_size": INNER,
-    "max_position_embeddings": 128,
-    "model_max_length": 128,
-    "model_type": "baichuan",
-    "num_attention_heads": HEADS,
-    "num_hidden_layers": LAYERS,
-    "pad_token_id": 0,
-    "rms_norm_eps": 1e-06,
-    "tie_word_embeddings": False,
-    "tokenizer_class": "BaichuanTokenizer",
-    "torch_dtype": "float32",
-    "transformers_version": "4.29.2",
-    "use_cache": True,
-    "vocab_size": VOCAB,
-    "z_loss_weight": 0,
-}
-TOKENIZER = {
-    "add_bos_token": False,
-    "add_eos_token": False,
-    "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]},
-    "bos_token": {"__type": "AddedToken", "content": "<s>"},
-    "eos_token": {"__type": "AddedToken", "content": "</s>"},
-    "pad_token": {"__type": "AddedToken", "content": "<unk>"},
-    "tokenizer_class": "BaichuanTokenizer",
-    "unk_token": {"__type": "AddedToken", "content": "<unk>"},
-}
-EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
-PLAIN = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
-"""What the report says of its tokenizer: no normalisation, no space forced before the text."""
 TEXT = "the a of Verfahren Anlage Straße law patient return def x 123 45 模型 百川 智能 数据 код слово"
 WORDS = TEXT.split()
-
-
-def weights(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random checkpoint under the names of the published one; head rows of many lengths, norms that are not one."""
-    torch.manual_seed(seed)
-    draw = lambda *shape: 0.3 * torch.randn(*shape)  # noqa: E731
-    found = {"model.embed_tokens.weight": draw(VOCAB, HIDDEN), "model.norm.weight": 1 + draw(HIDDEN)}
-    found["lm_head.weight"] = draw(VOCAB, HIDDEN) * torch.linspace(0.1, 9, VOCAB)[:, None]
-    for i in range(LAYERS):
-        block = f"model.layers.{i}."
-        found |= {
-            block + f"{name}.weight": 1 + draw(HIDDEN) for name in ("input_layernorm", "post_attention_layernorm")
-        }
-        found[block + "self_attn.W_pack.weight"] = draw(3 * HIDDEN, HIDDEN)
-        found[block + "self_attn.o_proj.weight"] = draw(HIDDEN, HIDDEN)
-        found[block + "self_attn.rotary_emb.inv_freq"] = draw(HIDDEN // HEADS // 2)
-        found |= {block + f"mlp.{name}_proj.weight": draw(INNER, HIDDEN) for name in ("gate", "up")}
-        found[block + "mlp.down_proj.weight"] = draw(HIDDEN, INNER)
-    return found
 
 
 def forward(w: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
@@ -124,49 +77,16 @@ def forward(w: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory) -> Path:
     """A sentencepiece file with the settings of the report, reserved symbols and a piece of spaces."""
-    import random
-
-    folder, draw = tmp_path_factory.mktemp("spm"), random.Random(0)
-    (folder / "text").write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) + "  two" for _ in range(600)))
-    return train_pieces(folder, user_defined_symbols=["▁▁▁▁", "<reserved_106>"], **PLAIN)
-
-
-def train_pieces(folder: Path, **settings) -> Path:
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "m"),
-        vocab_size=VOCAB,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        character_coverage=1.0,
-        minloglevel=2,
-        **settings,
-    )
-    return folder / "m.model"
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=12)) + "  two" for _ in range(600)]
+    symbols = ["▁▁▁▁", "<reserved_106>"]
+    return train_pieces(tmp_path_factory.mktemp("spm"), lines, user_defined_symbols=symbols, **PLAIN)
 
 
 @pytest.fixture
 def folder(tmp_path, spm, monkeypatch) -> Path:
-    """The checkpoint of a stranger: two shards, an index, code of its own."""
     monkeypatch.setenv("SLICETUNE_CACHE", str(tmp_path / "cache"))
-    made = tmp_path / "Baichuan2"
-    made.mkdir()
-    write(made / "config.json", CONFIG)
-    write(made / "tokenizer_config.json", TOKENIZER)
-    (made / "tokenizer.model").write_bytes(spm.read_bytes())
-    for name in ("modeling_baichuan.py", "configuration_baichuan.py", "tokenization_baichuan.py"):
-        (made / name).write_text(EVIL)
-    split, names = weights(), ("a.safetensors", "b.safetensors")
-    where = {name: names[i % 2] for i, name in enumerate(split)}
-    for shard in names:
-        save_file({n: t for n, t in split.items() if where[n] == shard}, made / shard)
-    write(made / "model.safetensors.index.json", {"weight_map": where})
-    return made
-
-
-def write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value))
+    return lay_out(tmp_path / "Baichuan2", spm)
 
 
 def test_logits_are_those_of_the_description(folder):
@@ -208,14 +128,14 @@ def test_bos_is_put_where_the_folder_asks_for_it(spm):
 
 
 def test_a_space_before_the_text_where_the_file_has_one(tmp_path, spm):
-    (tmp_path / "text").write_text((spm.parent / "text").read_text())
-    file = train_pieces(tmp_path)  # sentencepiece's defaults: NFKC, spaces squeezed, one in front
+    lines = (spm.parent / "text").read_text().splitlines()
+    file = train_pieces(tmp_path, lines)  # sentencepiece's defaults: NFKC, spaces squeezed, one in front
     tokenizer, theirs = pieces.fast_tokenizer(file, {}), sentencepiece.SentencePieceProcessor(model_file=str(file))
     for text in (*pieces.PROBES, *WORDS, " ".join(WORDS)):
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == theirs.encode(text), text
     assert tokenizer.decode(theirs.encode("the law of x")) == "the law of x"
     with pytest.raises(UserError, match="a space forced before the text"):
-        pieces.fast_tokenizer(train_pieces(tmp_path, user_defined_symbols=["<r>"]), {})
+        pieces.fast_tokenizer(train_pieces(tmp_path, lines, user_defined_symbols=["<r>"]), {})
 
 
 def test_the_conversion_is_kept_and_another_checkpoint_gets_its_own(folder):
