@@ -201,6 +201,8 @@ class NeuronSet:
                     raise ValueError("its provenance is not a table")
                 slices = {_key(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = cls(slices, shape["layers"], shape["widths"], shape["fan_in"], provenance)
+            if "fingerprint" not in metadata:
+                raise ValueError("it carries no digest: an older slicetune or another program wrote it")
             if found.fingerprint != metadata["fingerprint"]:
                 raise ValueError("its content changed since it was written")
             return found

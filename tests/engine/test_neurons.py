@@ -162,7 +162,7 @@ def metadata(**changes) -> dict:
         ({}, {"shape": "[1]"}, "neuron set"),
         ({}, {"provenance": "{"}, "neuron set"),
         ({}, {"provenance": "[1]"}, "not a table"),
-        ({"0.gate.row": [1]}, {}, "fingerprint"),
+        ({"0.gate.row": [1]}, {}, "carries no digest: an older slicetune or another program wrote it"),
         ({"0.gate.row": [1]}, {"fingerprint": "0" * 16}, "changed since it was written"),
     ],
 )
