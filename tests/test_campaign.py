@@ -33,3 +33,10 @@ def test_the_table_says_what_went_wrong_and_what_was_not_run(results):
     assert "| 2 damage | cut | 4 | as promised | abc, def |" in text
     assert "| 2 damage | flipped | 3 | 1 WRONG, the first: a/b was accepted | def |" in text
     assert json.loads((results / "c.json").read_text())["times"] == 3
+
+
+def test_a_piece_of_random_inputs_counts_what_hypothesis_drew(monkeypatch):
+    monkeypatch.setattr(campaign, "FUZZED", 20)
+    times, wrong = campaign.fuzzed("manifests_and_states_of_any_json")()
+    assert times >= 20
+    assert wrong == []
