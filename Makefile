@@ -15,8 +15,9 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 
 .DEFAULT_GOAL := help
 METHODS := base full lora lora_mlp dora llama_pro lape rcn caneft
+ROUTED := base few_shot adapter lora adapter_lora full layers ls lg landermt
 
-.PHONY: help install quickstart compare test lint format bench kernels-report gpu gpu-peers tune faults fuzz doctor comet-env
+.PHONY: help install quickstart compare compare-pairs test lint format bench kernels-report gpu gpu-peers tune faults fuzz doctor comet-env
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -34,6 +35,10 @@ quickstart: $(STAMP) ## the main job on the embedded model and corpus: scores, n
 compare: $(STAMP) ## all nine methods on the embedded model and corpus, one table, about 10 minutes
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine.compare \
 		$(METHODS:%=recipes/%_tiny.py) --out runs/compare-tiny $(ARGS)
+
+compare-pairs: $(STAMP) ## LANDeRMT's ten rows on the embedded model of two directions, one table
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine.compare \
+		$(ROUTED:%=recipes/%_pairs_tiny.py) --out runs/compare-pairs-tiny $(ARGS)
 
 test: lint ## style and all tests
 	@echo "[test] pytest"

@@ -145,8 +145,8 @@ def test_a_run_of_two_directions(root, tmp_path):
     flags += " --data.max-length 900 --evaluate.max-new-tokens 4 --evaluate.smooth none"
     places = ["--model.path", str(base), "--data.dir", str(root)]
     train = "--method.neuron-ratio 0.05 --train.epochs 1 --train.global-batch-size 4 --train.report-to"
-    for recipe, more in (("caneft", train), ("few_shot", "--evaluate.no-base --method.shots 2")):
-        out = tmp_path / recipe
+    for recipe, more in (("caneft", train), ("few_shot_pairs", "--evaluate.no-base --method.shots 2")):
+        system, out = recipe.removesuffix("_pairs"), tmp_path / recipe
         command = [sys.executable, str(RECIPES / f"{recipe}_tiny.py"), *places, "--out", str(out)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command += [*flags.split(), *more.split()]
@@ -155,11 +155,11 @@ def test_a_run_of_two_directions(root, tmp_path):
         results = json.loads((out / "results.json").read_text())
         names = [f"{pair}/{domain}" for pair in ("de-en", "en-de") for domain in ("it", "law", "koran")]
         assert results["pairs"] == {"de-en": names[:3], "en-de": names[3:]}
-        assert list(results["systems"]) == (["base", "caneft"] if recipe == "caneft" else ["few_shot"])
+        assert list(results["systems"]) == (["base", "caneft"] if system == "caneft" else ["few_shot"])
         for name in names:
-            file = out / "translations" / recipe / f"{name}.{name[3:5]}"
+            file = out / "translations" / system / f"{name}.{name[3:5]}"
             assert len(read_lines(file)) == 2
-            assert results["systems"][recipe]["domains"][name]["n"] == 2
+            assert results["systems"][system]["domains"][name]["n"] == 2
         assert "en-de, mean" in done.stdout
         assert "en-de Koran" in (out / "report.html").read_text()
     assert Statistics.load(tmp_path / "caneft" / "statistics.safetensors").groups == ["de-en", "en-de"]

@@ -145,12 +145,13 @@ SMALL = "--data.score-sentences 30 --data.train-sentences 12 --data.dev-sentence
 SMALL += " --evaluate.max-new-tokens 12"
 
 
-@pytest.mark.parametrize("row", ["base", "lora", "llama_pro", "lape", "adapter_lora"])
+@pytest.mark.parametrize("row", ["base", "lora", "llama_pro", "lape", "adapter_lora_pairs"])
 def test_a_recipe_leaves_the_same_artefacts(row, tmp_path):
     """One process, from text to BLEU: what there is to look at does not depend on the method."""
     out, recipe = tmp_path / "out", Path(__file__).parents[2] / "recipes" / f"{row}_tiny.py"
     words = [str(recipe), "--model.path", str(tiny.model_dir("test")), "--out", str(out), *SMALL.split()]
     words += [] if row == "base" else ["--train.epochs", "1", "--train.report-to"]
+    row = row.removesuffix("_pairs")
     words += ["--data.pairs"] if row == "adapter_lora" else []  # its recipe has several directions
     words += ["--export.adapter", "ranks"] if row in ("lora", "lape") else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

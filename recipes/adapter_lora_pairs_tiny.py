@@ -1,6 +1,6 @@
 """Bottleneck adapters and LoRA, two directions, on an embedded model that knows both.
 
-torchrun --nproc_per_node 2 recipes/adapter_lora_tiny.py
+torchrun --nproc_per_node 2 recipes/adapter_lora_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
@@ -8,7 +8,7 @@ from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainCon
 from slicetune.engine.methods.adapter_lora import AdapterLora
 
 CONFIG = RunConfig(
-    out="runs/adapter-lora-tiny",
+    out="runs/adapter-lora-pairs-tiny",
     model=ModelConfig(path="tiny-pairs"),
     data=DataConfig(
         dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"

@@ -2,7 +2,7 @@
 
 It shows the program at work, not what examples are good for: a model this small has never read more than one turn.
 
-torchrun --nproc_per_node 2 recipes/few_shot_tiny.py
+torchrun --nproc_per_node 2 recipes/few_shot_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
@@ -10,7 +10,7 @@ from slicetune.engine.config import DataConfig, ModelConfig, RunConfig
 from slicetune.engine.methods.few_shot import FewShot
 
 CONFIG = RunConfig(
-    out="runs/few-shot-tiny",
+    out="runs/few-shot-pairs-tiny",
     model=ModelConfig(path="tiny-pairs"),
     data=DataConfig(dir="tiny", pairs=("de-en", "en-de"), prompt="short"),
     method=FewShot(),

@@ -1,19 +1,19 @@
-"""Bottleneck adapters, two directions, on an embedded model that knows both.
+"""LoRA on the attention's input projections, two directions, on an embedded model that knows both.
 
-torchrun --nproc_per_node 2 recipes/adapter_tiny.py
+torchrun --nproc_per_node 2 recipes/lora_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.adapter import Adapter
+from slicetune.engine.methods.lora import Lora
 
 CONFIG = RunConfig(
-    out="runs/adapter-tiny",
+    out="runs/lora-pairs-tiny",
     model=ModelConfig(path="tiny-pairs"),
     data=DataConfig(
         dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
     ),
-    method=Adapter(width=24),
+    method=Lora(rank=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj")),
     train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
 )
 
