@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from .errors import UserError
 
@@ -56,6 +57,16 @@ def start(timeout_minutes: float = 30.0) -> None:
             raise
         port = os.environ["MASTER_PORT"]
         raise UserError(f"MASTER_PORT {port}: the port is in use: name another, or torchrun --standalone") from None
+
+
+def same_timeout() -> None:
+    """Give every process group the default one's time-out. DeepSpeed makes groups of its own, with torch's default.
+
+    A rank that hangs would hold the others for that long: 10 minutes on NCCL, 30 on gloo, whatever `start` was told.
+    """
+    ours = dist.group.WORLD._get_backend(device()).options._timeout
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(ours, group)
 
 
 def _agents_store(timeout: timedelta) -> dist.Store:

@@ -54,6 +54,9 @@ LOST_PEER = (
 REPORT = "--debug shows where; report it with what `python -m slicetune.engine.doctor` prints"
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def describe(error: BaseException) -> tuple[Exit, str]:
     """The exit code of an error and one line that says what is wrong and what to do."""
     text = " ".join(str(error).split())
@@ -63,13 +66,9 @@ def describe(error: BaseException) -> tuple[Exit, str]:
         return Exit.INTERRUPTED, text
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, "interrupted by SIGINT"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            Exit.WRONG,
-            f"{error.filename or '--out'}: {os.strerror(error.errno)}: make room; the same command goes on",
-        )
-    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):  # safetensors' own error
-        return Exit.WRONG, f"--out: {text[-160:]}: make room; the same command goes on"
+    if full := [os.strerror(code) for code in NO_ROOM if os.strerror(code) in text]:  # safetensors' error has no errno
+        where = ", ".join((getattr(error, "filename", None) or "--out", *getattr(error, "__notes__", [])))
+        return Exit.WRONG, f"{where}: {full[0]}: make room; the same command goes on"
     if "out of memory" in text or isinstance(error, MemoryError):
         remedy = "lower --train.micro-batch-size or --score.tokens-per-batch, or raise --zero.stage"
         return Exit.FAILED, f"out of memory ({text[:160]}): {remedy}"

@@ -29,7 +29,7 @@ from .report import table
 from .score import lasting
 from .settings import as_dict
 from .shapes import ModelShape, from_config
-from .stages import Lock, Stages, contents, write_atomically
+from .stages import Lock, Stages, contents, named, write_atomically
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -75,7 +75,8 @@ class Run:
         self.train_stages()
         self._decode_stages()
         said = comet.stage(self.config, self.systems, self.stages, self.tests)
-        found = distributed.share_object(distributed.first(lambda: decoding_stages.evaluate(self, said)))
+        with named("evaluate"):
+            found = distributed.share_object(distributed.first(lambda: decoding_stages.evaluate(self, said)))
         distributed.print0(table(found))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -9,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Stages:
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
-        work()
+        with named(name):
+            work()
         distributed.barrier()
         self.record[name] = {"settings": dict(self.settings), "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
@@ -79,7 +81,8 @@ class Stages:
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
-        work()
+        with named(name):
+            work()
         self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
             write_atomically(self.path, json.dumps(self.record, indent=1))
@@ -87,6 +90,16 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""
         return {name: entry["seconds"] for name, entry in self.record.items()}
+
+
+@contextlib.contextmanager
+def named(stage: str) -> Iterator[None]:
+    """An error within says in a note which stage it is of: a failed write alone does not say which file."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the {stage} stage")
+        raise
 
 
 def _read(path: Path) -> dict[str, Any]:

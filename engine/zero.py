@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import RunConfig
-from .distributed import rank, world
+from .distributed import rank, same_timeout, world
 from .fused import FusedFFN
 from .groups import activate, optimizer_groups
 from .optim import SparseColumnAdamW
@@ -83,6 +83,7 @@ class ZeroEngine:
             config=deepspeed_config(config, micro_batch, accumulation, bf16),
             dist_init_required=False,
         )
+        same_timeout()
         self.client = optimizer
         self._create_state()
 
