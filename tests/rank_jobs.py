@@ -34,6 +34,7 @@ from slicetune.engine.shapes import from_config
 from slicetune.engine.stages import Stages
 from slicetune.engine.statistics import Statistics
 from slicetune.engine.training import train
+from slicetune.engine.zero import ZeroEngine
 
 
 def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -87,6 +88,17 @@ def train_routed(
     distributed.barrier()
     tensors, state = checkpoint.load(checkpoint.newest(folder.parent)[0])
     return tensors, state["group_steps"]
+
+
+def group_timeouts(out: str) -> list[float]:
+    """Seconds after which each process group gives up: ours, and those that DeepSpeed made."""
+    model = toys.model()
+    attach(model, toys.neurons())
+    engine = ZeroEngine(model, toys.config(out), 2, 1)
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    found = [group._get_backend(distributed.device()).options._timeout.total_seconds() for group in groups]
+    engine.close()
+    return found
 
 
 def score_toys(count: int, tokens_per_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

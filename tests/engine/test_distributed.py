@@ -70,3 +70,10 @@ def test_a_port_in_use_is_one_line(monkeypatch):
             distributed.start()
     assert not dist.is_initialized()
     assert "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
+
+
+def test_all_groups_give_up_after_the_same_time(pool, tmp_path):
+    """DeepSpeed's own groups too, whose time-out would be torch's 30 minutes: the pool's is three."""
+    for found in pool.run("group_timeouts", str(tmp_path)):
+        assert len(found) > 1
+        assert set(found) == {180.0}
