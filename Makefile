@@ -42,7 +42,7 @@ compare-pairs: $(STAMP) ## LANDeRMT's ten rows on the embedded model of two dire
 
 test: lint ## style and all tests
 	@echo "[test] pytest"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: $(STAMP) ## every fault in full, about an hour, in pieces: tests/FAULTS.md; broken off, it goes on
 	$(BIN)/python tests/campaign.py $(ARGS)

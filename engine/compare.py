@@ -76,7 +76,7 @@ def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
     """The recipes with the flags that follow. Raises UserError for files that are no recipes, or the same twice."""
     if not own.seeds or len(set(own.seeds)) != len(own.seeds):
         raise UserError(f"--seeds {' '.join(map(str, own.seeds))}: name one or more, each once")
-    names = labels([path.stem for path in own.recipes])
+    names = [path.stem for path in own.recipes]  # a folder's name must not hang on which others are compared
     if len(set(names)) != len(names) or not names:
         raise UserError(f"recipes {' '.join(names)}: name one or more, each once")
     entries = []
@@ -97,14 +97,6 @@ def load_recipe(path: Path) -> RunConfig:
     if not isinstance(config, RunConfig):
         raise UserError(f"{path}: defines no CONFIG: name files such as recipes/caneft_tiny.py")
     return config
-
-
-def labels(stems: Sequence[str]) -> list[str]:
-    """File names without the ending that all share (`_tiny`), which names the model."""
-    parts = [stem.split("_") for stem in stems]
-    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
-        parts = [p[:-1] for p in parts]
-    return ["_".join(p) for p in parts]
 
 
 def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
@@ -158,10 +150,19 @@ def settings(
 def title(entry: Entry, entries: Sequence[Entry]) -> str:
     """The method's title; with the recipe's name where two rows would be called the same."""
     method = entry.config.method
-    same = [e for e in entries if e.config.method.title == method.title]
-    if len(same) == 1 or entry.label == method.name:
+    same = [e.label for e in entries if e.config.method.title == method.title]
+    name = dict(zip(same, differing(same), strict=True))[entry.label]
+    if len(same) == 1 or name == method.name:
         return method.title
-    return entry.label.replace("_", " ").replace(Caneft.__name__.lower(), Caneft.title)
+    return name.replace("_", " ").replace(Caneft.__name__.lower(), Caneft.title)
+
+
+def differing(stems: Sequence[str]) -> list[str]:
+    """File names without the ending that all share (`_tiny`), which names the model."""
+    parts = [stem.split("_") for stem in stems]
+    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    return ["_".join(p) for p in parts]
 
 
 def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:

@@ -134,11 +134,16 @@ def fuzzed(name: str) -> Callable[[], tuple[int, list[str]]]:
         command += ["--hypothesis-show-statistics", f"{TESTS}/engine/test_fuzz.py::test_{name}"]
         variables = os.environ | {"SLICETUNE_FUZZ": str(FUZZED)}
         done = subprocess.run(command, cwd=TESTS.parent, env=variables, capture_output=True, text=True, check=False)
-        counts = re.findall(r"(\d+) passing(?: examples)?, (\d+) failing", done.stdout)
-        times = sum(int(passed) + int(failed) for passed, failed in counts)
+        times = drawn(done.stdout)
         return times, [] if done.returncode == 0 and times else [done.stdout[-300:]]
 
     return run
+
+
+def drawn(statistics: str) -> int:
+    """How many inputs hypothesis says that it drew."""
+    counts = re.findall(r"(\d+) passing(?: examples)?, (\d+) failing", statistics)
+    return sum(int(passed) + int(failed) for passed, failed in counts)
 
 
 def fuzz(*names: str) -> list[Piece]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import campaign
 import pytest
@@ -35,8 +37,10 @@ def test_the_table_says_what_went_wrong_and_what_was_not_run(results):
     assert json.loads((results / "c.json").read_text())["times"] == 3
 
 
-def test_a_piece_of_random_inputs_counts_what_hypothesis_drew(monkeypatch):
-    monkeypatch.setattr(campaign, "FUZZED", 20)
-    times, wrong = campaign.fuzzed("manifests_and_states_of_any_json")()
-    assert times >= 20
-    assert wrong == []
+def test_inputs_are_counted_in_the_words_of_this_hypothesis(tmp_path):
+    lines = "from hypothesis import given, settings, strategies as st"
+    lines += "\n@settings(max_examples=20, database=None)\n@given(st.integers())\ndef test_it(n):\n    pass\n"
+    (tmp_path / "test_it.py").write_text(lines)
+    command = [sys.executable, "-m", "pytest", "--hypothesis-show-statistics", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert campaign.drawn(done.stdout) == 20

@@ -119,10 +119,13 @@ def bleu(lines, references, ids) -> float:
     return sacrebleu.corpus_bleu([lines[i] for i in ids], [[references[i] for i in ids]]).score
 
 
-def test_labels_are_what_differs():
-    assert compare.labels(["base_tiny", "caneft_no_mdcan_tiny"]) == ["base", "caneft_no_mdcan"]
-    assert compare.labels(["lora_tiny", "lora_llama2"]) == ["lora_tiny", "lora_llama2"]
-    assert compare.labels(["caneft_tiny"]) == ["caneft_tiny"]
+def test_rows_of_one_method_are_called_by_what_differs():
+    assert compare.differing(["caneft_tiny", "caneft_no_mdcan_tiny"]) == ["caneft", "caneft_no_mdcan"]
+    assert compare.differing(["lora_tiny", "lora_llama2"]) == ["lora_tiny", "lora_llama2"]
+    entries = [
+        compare.Entry(name, None, RunConfig(method=Caneft())) for name in ("caneft_tiny", "caneft_no_mdcan_tiny")
+    ]
+    assert [compare.title(entry, entries) for entry in entries] == ["CANEFT", "CANEFT no mdcan"]
 
 
 def test_settings_share_what_earlier_runs_made(tmp_path):
@@ -169,13 +172,17 @@ def test_a_comparison_as_a_program(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the scores of") == 2
     read = json.loads((tmp_path / "out/results.json").read_text())
-    assert {label: len(entry["runs"]) for label, entry in read["rows"].items()} == {"base": 1, "lape": 2, "caneft": 2}
-    first, second = read["rows"]["caneft"]["runs"]
+    assert {label: len(entry["runs"]) for label, entry in read["rows"].items()} == {
+        "base_tiny": 1,
+        "lape_tiny": 2,
+        "caneft_tiny": 2,
+    }
+    first, second = read["rows"]["caneft_tiny"]["runs"]
     assert (len(first["sweep"]), len(second["sweep"])) == (2, 1)
     assert first["learning_rate"] == second["learning_rate"]
-    counts = [read["rows"][label]["runs"][0]["trainable_parameters"] for label in ("lape", "caneft")]
+    counts = [read["rows"][label]["runs"][0]["trainable_parameters"] for label in ("lape_tiny", "caneft_tiny")]
     assert abs(counts[0] - counts[1]) <= 3 * 64  # one FFN unit of the test model
-    assert set(read["p_values"]["bleu"]["caneft"]) == {"it", "law", "koran"}
+    assert set(read["p_values"]["bleu"]["caneft_tiny"]) == {"it", "law", "koran"}
     assert "<h1>Comparison</h1>" in (tmp_path / "out/report.html").read_text()
     again = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
