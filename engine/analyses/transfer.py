@@ -1,6 +1,6 @@
 """What training on one direction does to the others: LANDeRMT's Fig. 3, out of a run a direction.
 
-    for p in de-en en-de fr-en; do python recipes/landermt_tiny.py --data.train-pairs $p --out runs/transfer/$p; done
+    for p in de-en en-de; do python recipes/landermt_pairs_tiny.py --data.train-pairs $p --out runs/transfer/$p; done
     python -m slicetune.engine.analyses.transfer runs/transfer/*
 
 A row is what a run trained (--data.train-pairs), a column the direction that is decoded, each with its own route; a

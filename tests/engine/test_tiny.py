@@ -297,7 +297,7 @@ def test_two_processes_build_once(tmp_path):
 
 
 def test_another_source_makes_another_folder(tmp_path, monkeypatch):
-    other = tmp_path / "tiny_corpus.py"
+    other = tmp_path / "corpus.py"
     other.write_text("# changed")
     before = tiny._digest(*tiny.GENERATOR)
     assert before == tiny._digest(*tiny.GENERATOR)
