@@ -66,7 +66,8 @@ def describe(error: BaseException) -> tuple[Exit, str]:
         return Exit.INTERRUPTED, text
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, "interrupted by SIGINT"
-    if full := [os.strerror(code) for code in NO_ROOM if os.strerror(code) in text]:  # safetensors' error has no errno
+    full = [said for code in NO_ROOM if (said := os.strerror(code)) in text or getattr(error, "errno", None) == code]
+    if full:  # safetensors' error has words alone
         where = ", ".join((getattr(error, "filename", None) or "--out", *getattr(error, "__notes__", [])))
         return Exit.WRONG, f"{where}: {full[0]}: make room; the same command goes on"
     if "out of memory" in text or isinstance(error, MemoryError):

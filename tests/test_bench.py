@@ -14,7 +14,8 @@ BENCH = Path(__file__).parents[1] / "bench"
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    environment = {**os.environ, "SLICETUNE_BENCH": "smoke", "OMP_NUM_THREADS": "1"}
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # a worker's child would keep its rows
+    environment = {**ours, "SLICETUNE_BENCH": "smoke", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(BENCH / "run.py"), "cpu", "--out", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
