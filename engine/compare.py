@@ -166,7 +166,7 @@ def differing(stems: Sequence[str]) -> list[str]:
 
 
 def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
-    significance = comparison.p_values(rows, config.data.target)
+    significance = comparison.p_values(rows, config.data.target, config.evaluate.smooth)
     tables = comparison.tables(rows, significance)
     seeds = max(len(row.runs) for row in rows)
     about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"

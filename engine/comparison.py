@@ -139,11 +139,12 @@ def costs(rows: Sequence[Row]) -> Table:
     return table
 
 
-def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, float]]]:
+def p_values(rows: Sequence[Row], target: str, smooth: str = "exp") -> dict[str, dict[str, dict[str, float]]]:
     """Paired bootstrap (Koehn 2004; sacreBLEU's) of each row's first seed against the base, column by column.
 
     By metric, label and column: a domain, or a direction with the sentences of all its domains. `target` is the target
-    language where there is one direction. Empty where no row is the untrained model's, or no other is there.
+    language where there is one direction; `smooth` is that of the scores' BLEU. Empty where no row is the untrained
+    model's, or no other is there.
     """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.significance import PairedTest
@@ -158,12 +159,12 @@ def p_values(rows: Sequence[Row], target: str) -> dict[str, dict[str, dict[str, 
         names, language = pairs.get(column, [column]), column.partition("-")[2] if pairs else target
         named = [(row.label, _lines(row, row.runs[0]["method"], names, language)) for row in (*bases, *others)]
         references = _lines(bases[0], "reference", names, language)
-        metrics = {"bleu": BLEU(tokenize=tokenizer_name(language)), "chrf": CHRF()}
+        metrics = {"bleu": BLEU(tokenize=tokenizer_name(language), smooth_method=smooth), "chrf": CHRF()}
         _, results = PairedTest(named, metrics, [references], test_type="bs", n_samples=RESAMPLES)()
         del results["System"]  # what is left are the metrics, in their order, by sacreBLEU's names
-        for name, (_, *tested) in zip(metrics, results.values(), strict=True):
-            for row, result, (_, lines) in zip(others, tested, named[1:], strict=True):
-                same = lines == named[0][1]  # sacreBLEU would call a difference of nothing significant
+        for name, (base, *tested) in zip(metrics, results.values(), strict=True):
+            for row, result in zip(others, tested, strict=True):
+                same = result.score == base.score  # sacreBLEU would call a difference of nothing significant
                 found[name][row.label][column] = 1.0 if same else float(result.p_value)
     return found
 

@@ -115,6 +115,20 @@ def test_p_values_are_those_of_a_bootstrap_written_out(tmp_path):
     assert comparison.p_values(rows[1:], "en") == {}
 
 
+def test_two_scores_of_nothing_do_not_differ(tmp_path):
+    """Without smoothing BLEU is 0 where no four words match, whatever the lines are; chrF tells them apart."""
+    references = ["the cat sat on the mat today"] * 20
+    rows = [row("base", (0, 0)), row("lora", (0, 0))]
+    for of, line in zip(rows, ("the cat on mat sat the", "a dog ran far away at"), strict=True):
+        of.folders[0] = tmp_path / of.label
+        for domain in ("it", "koran"):
+            write_lines(of.folders[0] / "translations" / of.label / f"{domain}.en", [line] * 20)
+            write_lines(of.folders[0] / "translations/reference" / f"{domain}.en", references)
+    unsmoothed, smoothed = (comparison.p_values(rows, "en", smooth) for smooth in ("none", "exp"))
+    assert unsmoothed["bleu"]["lora"]["it"] == 1.0
+    assert max(unsmoothed["chrf"]["lora"]["it"], smoothed["bleu"]["lora"]["it"]) < comparison.LEVEL
+
+
 def bleu(lines, references, ids) -> float:
     return sacrebleu.corpus_bleu([lines[i] for i in ids], [[references[i] for i in ids]]).score
 
