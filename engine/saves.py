@@ -103,9 +103,8 @@ class Saves:
             raise UserError(f"{folder} belongs to another run ({table(other)}): use another --out, or its settings")
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         there = {name: tuple(t.shape) for name, t in tensors.items()}
-        other = differences(
-            there, {f"{kind}/{n}": tuple(p.shape) for kind in ("master", *MOMENTS) for n, p in trained.items()}
-        )
+        wanted = {f"{kind}/{n}": tuple(p.shape) for kind in ("master", *MOMENTS) for n, p in trained.items()}
+        other = differences(there, wanted)
         if other:
             raise UserError(f"{folder} holds other tensors than are trained ({table(other)}): use another --out")
         groups = {group["update_group"].key for group in optimizer_groups(trained.values())}
