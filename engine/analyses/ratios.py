@@ -9,7 +9,6 @@ own under RUN/analyses/ratios/; the run's own ratio is not run again. Stopped, i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..sections import domain_name
 from ..settings import read_config
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import caneft_of
+from .source import caneft_of, finished
 
 
 @dataclass
@@ -41,14 +40,6 @@ class Arguments:
     def __post_init__(self) -> None:
         if not self.ratios or len(set(self.ratios)) != len(self.ratios):
             raise UserError(f"--ratios {' '.join(map(str, self.ratios))}: name one or more, each once")
-
-
-def finished(run: Path) -> dict[str, Any]:
-    """results.json of a run. Raises UserError where there is none."""
-    try:
-        return json.loads((run / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}/results.json: {error}: start the run again to finish it") from None
 
 
 def settings(run: Path, ratio: float, rate: float) -> RunConfig:

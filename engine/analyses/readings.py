@@ -3,9 +3,10 @@
     python -m slicetune.engine.analyses.readings runs/caneft --train-sentences 400 --seeds 0 1 2
     torchrun --nproc_per_node 8 -m slicetune.engine.analyses.readings runs/caneft
 
-Every reading chooses its neurons (a scoring pass is shared by all that score alike), trains them as the run did, and is
-compared with the run's own by the cross-entropy of each dev sentence. Beside them stand as many neurons drawn at random
-(RCN) and the untrained model. The best readings are trained with further seeds and decoded. Stopped, it goes on.
+Every reading chooses its neurons (a scoring pass is shared by all that score alike), trains them as the run did, at the
+rate that the run took, and is compared with the run's own by the cross-entropy of each dev sentence. Beside them stand
+as many neurons drawn at random (RCN) and the untrained model. The best readings are trained with further seeds and
+decoded. Stopped, it goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .charts import intervals
 from .output import Figure, folder_of, write
 from .overlap import share
 from .paired import paired, sentence_losses
-from .source import Source, caneft_of
+from .source import Source, caneft_of, finished
 from .verdicts import Result, Seeds, seed_table, seeds_agree, table
 
 
@@ -110,6 +111,7 @@ class Trainer:
 
     def __init__(self, arguments: Arguments) -> None:
         self.source = Source(arguments.run)
+        self.rate = finished(self.source.run)["learning_rate"]  # a sweep for each of twenty readings is not worth it
         data = self.source.config.data
         given = {name: getattr(arguments, name) for name in ("train_sentences", "dev_sentences", "test_sentences")}
         self.data = replace(data, **{name: value for name, value in given.items() if value})
@@ -128,6 +130,7 @@ class Trainer:
             seed=seed,
             data=self.data,
             method=reading.method,
+            train=replace(self.source.config.train, learning_rate=self.rate, sweep=()),
             evaluate=replace(self.source.config.evaluate, base=False),
         )
         key = fingerprint([seed, _scoring(reading.score)])

@@ -6,11 +6,13 @@ source.config.method, source.examples("train", 400), source.model()
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -28,6 +30,14 @@ def caneft_of(config: RunConfig) -> Caneft:
     if type(config.method) is not Caneft:
         raise UserError(f"{config.out} is a run of {config.method.title}: name one of CANEFT")
     return config.method
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """results.json of a run. Raises UserError where there is none."""
+    try:
+        return json.loads((run / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}/results.json: {error}: start the run again to finish it") from None
 
 
 class Source:

@@ -22,7 +22,7 @@ from ..evaluation import METRICS
 from ..settings import read_config
 from .charts import matrix
 from .output import Figure, Table, write
-from .ratios import finished
+from .source import finished
 
 
 @dataclass

@@ -30,8 +30,7 @@ from ..run import run_one
 from .awareness import landermt_of
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .ratios import finished
-from .source import read_config
+from .source import finished, read_config
 
 
 @dataclass
