@@ -41,17 +41,17 @@ def load_gain(GAIN, ROUTE, row, cols, row_mask, mask, width):
 
 @jit
 def load_slots(SLOTS, cols, mask):
-    """Where the units' columns go in a compact copy, -1 for those that are not in it; None without a copy."""
+    """Where the units' columns go in a compact copy, -1 for those that are not in it; without a copy no one asks."""
     if SLOTS is None:
-        return None
+        return cols  # Triton 3.6 does not compile what returns None
     else:
         return tl.load(SLOTS + cols, mask=mask, other=-1)
 
 
 @jit
 def store_columns(COMPACT, slot, begin, row, mask, x, count):
-    """Scatter a block's chosen columns into rows begin + row of [tokens, count]; nothing without slots."""
-    if slot is not None:
+    """Scatter a block's chosen columns into rows begin + row of [tokens, count]; nothing without a compact copy."""
+    if COMPACT is not None:
         base = COMPACT + begin.to(tl.int64) * count
         offset = row[:, None] * count + slot[None, :]
         tl.store(base + offset, x.to(COMPACT.dtype.element_ty), mask=mask & (slot >= 0)[None, :])

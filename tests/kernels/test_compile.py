@@ -4,6 +4,7 @@ Every case is compiled for H100/H200 here, and every tiling for MI300X; `make ke
 every part, and its report has to name them all.
 """
 
+import ast
 import dataclasses
 import functools
 import json
@@ -20,7 +21,8 @@ from slicetune.kernels.dispatch import Tile
 MOST = "gated_backward gelu_tanh bf16 scores gain columns h"
 OWN = [case for module in (gated_kernels, plain_kernels, tap, fold) for case in module.aot()]
 CASES = {(case.name, target): case for case in aot.all_cases() for target in case.targets}
-REPORT = pathlib.Path(__file__).parents[2] / "bench" / "results" / "kernels.json"
+ROOT = pathlib.Path(__file__).parents[2]
+KERNELS, REPORT = ROOT / "kernels", ROOT / "bench" / "results" / "kernels.json"
 
 
 def tiling(case):
@@ -99,6 +101,19 @@ def test_faults_are_found():
     assert aot.faults(dataclasses.replace(case, wgmma=True), row) == ["no wgmma"]
     with pytest.raises(AssertionError, match="no parameter GATE"):
         aot.build(dataclasses.replace(case, signature={"GATE": "*bf16"}), "sm_90")
+
+
+def test_no_function_on_the_device_returns_none():
+    """Triton 3.7 compiles that, 3.6 does not, and it is one of the two that are supported."""
+    found = set()
+    for file in sorted(KERNELS.glob("*.py")):
+        for function in (f for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)):
+            if any(isinstance(d, ast.Name) and d.id == "jit" for d in function.decorator_list):
+                found.add(function.name)
+                for statement in ast.walk(function):
+                    none = isinstance(statement, ast.Return) and getattr(statement.value, "value", ...) is None
+                    assert not none, f"{file.name}: {function.name}"
+    assert "load_slots" in found
 
 
 def test_widths_are_read_from_mnemonics():
