@@ -50,7 +50,7 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
     partial = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    sealed.write(partial / FILE, tensors, {"format": FORMAT})
+    sealed.write(partial / FILE, tensors, {"format": FORMAT, "about": json.dumps(about)})
     _copy_routes(model, partial)
     (partial / "delta.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
@@ -81,12 +81,17 @@ def subtract(model: Path_, delta: Path_, out: Path_) -> None:
 
 
 def slices(delta: Path_) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """(tensor name, axis, {"index", "old", "new"}) of every slice, one in memory at a time; checks the digest first."""
-    path = Path(delta) / FILE
+    """(tensor name, axis, {"index", "old", "new"}) of every slice, one in memory at a time.
+
+    The digest is checked first, and that delta.json says what the sealed header does.
+    """
+    path, remedy = Path(delta) / FILE, f"delete {delta} and give the run's command again"
     if path.is_file():
-        sealed.check(path, FORMAT, f"delete {delta} and give the run's command again")
+        sealed.check(path, FORMAT, remedy)
     try:
         with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("about") != json.dumps(read_about(delta)):
+                raise UserError(f"{delta}/delta.json: is not what was written with {FILE}; {remedy}")
             for key in file.keys():  # noqa: SIM118
                 name, axis, kind = key.rsplit("/", 2)
                 if kind == "index":

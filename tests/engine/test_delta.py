@@ -74,6 +74,16 @@ def test_a_delta_of_another_model_is_refused(exported, capsys):
     assert "not a slice delta" in capsys.readouterr().err
 
 
+def test_a_changed_description_is_refused(exported):
+    path = exported / "delta" / "delta.json"
+    path.write_text(path.read_text().replace('"new_dtype"', '"new_dtype" '))  # other spaces are the same description
+    delta.apply(exported / "base", exported / "delta", exported / "applied")
+    path.write_text(path.read_text().replace("mlp.", "mpl."))
+    with pytest.raises(UserError, match=r"delta\.json: is not what was written with delta\.safetensors; delete"):
+        delta.apply(exported / "base", exported / "delta", exported / "again")
+    assert not (exported / "again").exists()
+
+
 @pytest.mark.parametrize("own_ranks", [True, False], ids=["ranks", "one_rank"])
 def test_adapter_gives_peft_the_merged_models_logits(own_ranks, exported, capsys):
     adapter.write(exported / "delta", str(exported / "base"), exported / "adapter", own_ranks)
