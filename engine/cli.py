@@ -68,7 +68,8 @@ def parse(defaults: RunConfig, args: Sequence[str]) -> RunConfig:
     try:
         with contextlib.redirect_stderr(drawn):
             description = f"{RunConfig.__doc__} --debug shows the traceback of an error in the settings or the data."
-            return tyro.cli(RunConfig, default=defaults, args=args, description=description)
+            whole = (tyro.conf.AvoidSubcommands,)  # a recipe's method is not chosen on the command line
+            return tyro.cli(RunConfig, default=defaults, args=args, description=description, config=whole)
     except SystemExit as stop:
         if error := _cause(stop):
             raise error from None

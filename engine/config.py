@@ -14,8 +14,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tyro
-
 from .errors import UserError
 from .methods.caneft import Caneft
 from .methods.kinds import AnyMethod
@@ -252,7 +250,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    method: tyro.conf.AvoidSubcommands[AnyMethod] = field(default_factory=Caneft)
+    method: AnyMethod = field(default_factory=Caneft)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

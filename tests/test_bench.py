@@ -82,3 +82,19 @@ def test_tuning_checks_what_it_times_and_drops_what_spills():
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BENCH), os.environ.get("PYTHONPATH", ""))))
     done = subprocess.run([sys.executable, "-c", TUNE], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+BARE = """
+import sys
+missing = "tyro datasets deepspeed einops hjson matplotlib msgpack ninja pydantic scipy sentencepiece tensorboard"
+sys.modules |= dict.fromkeys(missing.split())  # importing one of them fails
+import bench_kernels, bench_optimizer, bench_scoring, bench_step, gpu_kernels, run, tune
+assert run.GPU_FILES == ("bench_kernels.py", "bench_optimizer.py", "bench_step.py", "bench_scoring.py")
+"""
+
+
+def test_a_gpu_machine_needs_no_more_than_the_makefile_says():
+    environment = {**os.environ, "SLICETUNE_BENCH": "smoke"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BENCH), os.environ.get("PYTHONPATH", ""))))
+    done = subprocess.run([sys.executable, "-c", BARE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
