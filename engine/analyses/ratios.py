@@ -26,7 +26,7 @@ from ..sections import domain_name
 from ..settings import read_config
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import caneft_of, finished
+from .source import caneft_of, dev_loss, finished
 
 
 @dataclass
@@ -65,17 +65,17 @@ def sweep(run: Path, ratios: tuple[float, ...]) -> dict[float, dict[str, Any]]:
 
 
 def rows_of(found: Mapping[float, Mapping[str, Any]], metric: str) -> list[list[Any]]:
-    """(ratio in %, trained parameters, each domain's score, means over seen and unseen); the base first, as 0 %."""
+    """(ratio in %, trained parameters, dev loss, each domain's score, means over seen and unseen); the base is 0 %."""
     first = next(iter(found.values()))
     parts = [part for part in ("seen", "unseen") if first[part]]
 
-    def row(ratio: float, trained: int, system: Mapping[str, Any]) -> list[Any]:
+    def row(ratio: float, trained: int, loss: str, system: Mapping[str, Any]) -> list[Any]:
         domains = [system["domains"][domain].get(metric) for domain in (*first["seen"], *first["unseen"])]
-        return [100 * ratio, trained, *domains, *(system["averages"][part].get(metric) for part in parts)]
+        return [100 * ratio, trained, loss, *domains, *(system["averages"][part].get(metric) for part in parts)]
 
-    rows = [row(ratio, r["trainable_parameters"], r["systems"][r["method"]]) for ratio, r in found.items()]
+    rows = [row(ratio, r["trainable_parameters"], dev_loss(r), r["systems"][r["method"]]) for ratio, r in found.items()]
     base = next((r["systems"]["base"] for r in found.values() if "base" in r["systems"]), None)
-    return [row(0.0, 0, base), *rows] if base else rows
+    return [row(0.0, 0, "", base), *rows] if base else rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,10 +98,10 @@ def report(run: str, found: Mapping[float, Mapping[str, Any]]) -> None:
     tables, figures = [], []
     for metric, label in METRICS:
         rows = rows_of(found, metric)
-        if all(value is None for row in rows for value in row[2:]):
+        if all(value is None for row in rows for value in row[3:]):
             continue
-        tables.append(Table(metric, ["neurons, %", "trained", *names, *parts], rows, label))
-        curves = {n: [(row[0], row[2 + i]) for row in rows if row[2 + i] is not None] for i, n in enumerate(names)}
+        tables.append(Table(metric, ["neurons, %", "trained", "dev loss", *names, *parts], rows, label))
+        curves = {n: [(row[0], row[3 + i]) for row in rows if row[3 + i] is not None] for i, n in enumerate(names)}
         figures.append(Figure(label, lines(curves, "chosen neurons, % of all", label)))
     words = f"One run a ratio, seed {read_config(run).seed}: differences of a few tenths are within what seeds make. "
     words += "0 is the untrained base."

@@ -7,8 +7,9 @@ source.config.method, source.examples("train", 400), source.model()
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -38,6 +39,12 @@ def finished(run: Path) -> dict[str, Any]:
         return json.loads((run / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run}/results.json: {error}: start the run again to finish it") from None
+
+
+def dev_loss(results: Mapping[str, Any]) -> str:
+    """The loss over the dev sentences that the run was chosen by, in nats; empty where it had none."""
+    loss = results["sweep"][f"{results['learning_rate']}"]
+    return f"{loss:.4f}" if math.isfinite(loss) else ""
 
 
 class Source:

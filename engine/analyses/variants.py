@@ -30,7 +30,7 @@ from ..run import run_one
 from .awareness import landermt_of
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import finished, read_config
+from .source import dev_loss, finished, read_config
 
 
 @dataclass
@@ -58,7 +58,7 @@ Variant = tuple[str, float, int]
 
 
 def variants(given: Arguments, config: RunConfig, rate: float) -> dict[Variant, RunConfig]:
-    """Settings of every variant, the run's own among them where its value is named; `rate` is what the run took."""
+    """Settings of every variant, the run's own among them; `rate` is what the run took."""
     run, method = Path(given.run), landermt_of(given.run)
     found: dict[Variant, RunConfig] = {}
 
@@ -75,13 +75,13 @@ def variants(given: Arguments, config: RunConfig, rate: float) -> dict[Variant, 
             seed=seed,
         )
 
-    for k in sorted(set(given.k) - {0}):
+    for k in sorted({*given.k, method.k} - {0}) if given.k else ():
         add("k", k, config.seed, k=k)
-    for epsilon in sorted(set(given.epsilon)):
+    for epsilon in sorted({*given.epsilon, method.epsilon}) if given.epsilon else ():
         add("epsilon", epsilon, config.seed, epsilon=epsilon)
-    rates, seeds = sorted(set(given.rates)) or [rate], sorted(set(given.seeds)) or [config.seed]
     if given.rates or given.seeds:
-        for value, seed in product(rates, seeds):
+        grid = product(given.rates or (rate,), given.seeds or (config.seed,))
+        for value, seed in sorted({*grid, (rate, config.seed)}):
             add("rate", value, seed, rate=value)
     return found
 
@@ -94,13 +94,14 @@ def is_run(variant: Variant, config: RunConfig, rate: float) -> bool:
 
 
 def rows_of(found: Mapping[Variant, Mapping[str, Any]], base: Mapping[str, Any] | None) -> list[list[Any]]:
-    """(what, value, seed, trained parameters, mean BLEU, mean chrF over directions or domains), the base first."""
+    """(what, value, seed, trained parameters, dev loss, mean BLEU, mean chrF over all that is decoded), base first."""
     rows: list[list[Any]] = []
     if base:
-        rows.append(["base", None, None, 0, *(base["averages"]["all"][metric] for metric in METRICS)])
+        rows.append(["base", None, None, 0, "", *(base["averages"]["all"][metric] for metric in METRICS)])
     for (what, value, seed), results in found.items():
         means = results["systems"][results["method"]]["averages"]["all"]
-        rows.append([what, value, seed, results["trainable_parameters"], *(means[metric] for metric in METRICS)])
+        facts = [results["trainable_parameters"], dev_loss(results)]
+        rows.append([what, value, seed, *facts, *(means[metric] for metric in METRICS)])
     return rows
 
 
@@ -159,10 +160,12 @@ def report(
             curves: dict[str, list[tuple[float, float]]] = {}
             for row in rows:
                 if row[0] == what:
-                    curves.setdefault(f"seed {row[2]}", []).append((row[1], row[4 + place]))
+                    curves.setdefault(f"seed {row[2]}", []).append((row[1], row[5 + place]))
             figures.append(Figure(f"{metric} by {what}", lines(curves, what, f"mean {metric}")))
     columns = ["varied", "value", "seed"]
-    tables = [Table("scores", [*columns, "trained", *METRICS], _named(rows), "Means over all that is decoded")]
+    tables = [
+        Table("scores", [*columns, "trained", "dev loss", *METRICS], _named(rows), "Means over all that is decoded")
+    ]
     if shares := [row for variant, folder in folders.items() for row in share_rows(variant, folder)]:
         means, title = _named(mean_shares(shares)), "Shares of the general units, means over the pair's layers"
         tables += [

@@ -380,14 +380,16 @@ def results(bleu: float, trained: int, base: bool) -> dict:
         "seen": ["it"],
         "unseen": ["koran"],
         "trainable_parameters": trained,
+        "learning_rate": 0.003,
+        "sweep": {"0.001": 2.0, "0.003": 1.23456 if base else float("inf")},
     }
 
 
 def test_ratios_are_rows_and_the_base_is_none_of_them(tmp_path):
     found = {0.005: results(10.0, 100, False), 0.01: results(12.0, 200, True)}
     rows = ratios.rows_of(found, "bleu")
-    assert rows[0][:4] == [0.0, 0, 1.0, 0.5]
-    assert rows[1:] == [[0.5, 100, 10.0, 5.0, 10.0, 5.0], [1.0, 200, 12.0, 6.0, 12.0, 6.0]]
+    assert rows[0][:5] == [0.0, 0, "", 1.0, 0.5]
+    assert rows[1:] == [[0.5, 100, "", 10.0, 5.0, 10.0, 5.0], [1.0, 200, "1.2346", 12.0, 6.0, 12.0, 6.0]]
     sweeping = replace(RunConfig().train, sweep=(1e-5, 1e-3))
     (tmp_path / "config.json").write_text(json.dumps(as_dict(RunConfig(out=str(tmp_path), train=sweeping))))
     config = ratios.settings(tmp_path, 0.02, 1e-3)

@@ -238,20 +238,26 @@ def test_transfer_command(tmp_path):
 def test_variants_are_the_run_with_one_thing_changed(tmp_path):
     run = finished(tmp_path / "run", (), {"de-en": 4.0, "en-fr": 0.5})
     config = variants.read_config(run)
-    given = variants.Arguments(str(run), k=(0, 2, 4), epsilon=(0.5,), rates=(1e-5, 1e-4), seeds=(0, 3))
+    given = variants.Arguments(str(run), k=(0, 2), epsilon=(0.5,), rates=(1e-5, 1e-4), seeds=(0, 3))
     found = variants.variants(given, config, 1e-5)
     assert list(found) == [
         ("k", 2, 0),
         ("k", 4, 0),
         ("epsilon", 0.5, 0),
+        ("epsilon", 0.9, 0),
         *[("rate", rate, seed) for rate in (1e-5, 1e-4) for seed in (0, 3)],
     ]
-    assert [v for v in found if variants.is_run(v, config, 1e-5)] == [("k", 4, 0), ("rate", 1e-5, 0)]
+    own = [("k", 4, 0), ("epsilon", 0.9, 0), ("rate", 1e-5, 0)]  # named or not, to compare with
+    assert [v for v in found if variants.is_run(v, config, 1e-5)] == own
+    assert list(variants.variants(variants.Arguments(str(run), seeds=(3,)), config, 1e-5)) == [
+        ("rate", 1e-5, 0),
+        ("rate", 1e-5, 3),
+    ]
     two, half, far = found["k", 2, 0], found["epsilon", 0.5, 0], found["rate", 1e-4, 3]
     assert (two.method, half.method) == (Landermt(k=2), Landermt(epsilon=0.5))
     assert (far.method, far.train.learning_rate, far.seed, far.score.reuse) == (Landermt(), 1e-4, 3, "")
     assert {two.score.reuse, half.score.reuse} == {str(run)}
-    assert len({one.out for one in found.values()}) == 7
+    assert len({one.out for one in found.values()}) == 8
     with pytest.raises(UserError, match="name what is to be varied"):
         variants.Arguments(str(run))
 
@@ -259,9 +265,10 @@ def test_variants_are_the_run_with_one_thing_changed(tmp_path):
 def test_variants_table():
     means = {"all": {"bleu": 3.0, "chrf": 9.0}}
     results = {"method": "landermt", "trainable_parameters": 7, "systems": {"landermt": {"averages": means}}}
+    results |= {"learning_rate": 1e-05, "sweep": {"1e-05": 2.71828}}
     base = {"averages": {"all": {"bleu": 1.0, "chrf": 2.0}}}
     rows = variants.rows_of({("k", 2, 0): results}, base)
-    assert rows == [["base", None, None, 0, 1.0, 2.0], ["k", 2, 0, 7, 3.0, 9.0]]
+    assert rows == [["base", None, None, 0, "", 1.0, 2.0], ["k", 2, 0, 7, "2.7183", 3.0, 9.0]]
 
 
 def test_shares_are_of_every_layer_that_a_pair_is_routed_in(tmp_path):
