@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation import tokenizer_name
-from .results import translations
+from .results import dev_loss, translations
 from .translation import read_lines
 
 LEVEL = 0.05
@@ -127,7 +127,7 @@ def costs(rows: Sequence[Row]) -> Table:
             continue
         rate = first["learning_rate"]
         numbers = [statistics.fmean(run[key] for run in row.runs) for key in ("peak_memory_bytes", "tokens_per_second")]
-        loss, _ = mean_deviation([run["sweep"][f"{run['learning_rate']}"] for run in row.runs])
+        loss, _ = mean_deviation([dev_loss(run) for run in row.runs])
         seconds = [run["seconds"] for run in row.runs]
         texts = [f"{statistics.fmean(run['trainable_parameters'] for run in row.runs):,.0f}"]
         texts += [f"{first['added_parameters']:,}", f"{first['train_sentences']:,}", f"{rate:g}"]

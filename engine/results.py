@@ -69,3 +69,8 @@ def training(out: Path) -> dict[str, Any]:
         neurons = NeuronSet.load(out / "neurons.safetensors")
         facts |= {"neurons": neurons.count, "total_neurons": neurons.total}
     return facts
+
+
+def dev_loss(results: Mapping[str, Any]) -> float:
+    """The lowest that was reached at the rate that was taken, nats a target token; infinite without dev sentences."""
+    return results["sweep"][f"{results['learning_rate']}"]

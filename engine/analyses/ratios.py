@@ -26,7 +26,7 @@ from ..sections import domain_name
 from ..settings import read_config
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import caneft_of, dev_loss, finished
+from .source import caneft_of, finished, loss_text
 
 
 @dataclass
@@ -73,7 +73,10 @@ def rows_of(found: Mapping[float, Mapping[str, Any]], metric: str) -> list[list[
         domains = [system["domains"][domain].get(metric) for domain in (*first["seen"], *first["unseen"])]
         return [100 * ratio, trained, loss, *domains, *(system["averages"][part].get(metric) for part in parts)]
 
-    rows = [row(ratio, r["trainable_parameters"], dev_loss(r), r["systems"][r["method"]]) for ratio, r in found.items()]
+    rows = [
+        row(ratio, run["trainable_parameters"], loss_text(run), run["systems"][run["method"]])
+        for ratio, run in found.items()
+    ]
     base = next((r["systems"]["base"] for r in found.values() if "base" in r["systems"]), None)
     return [row(0.0, 0, "", base), *rows] if base else rows
 

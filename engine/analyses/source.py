@@ -22,6 +22,7 @@ from ..batching import Example, examples
 from ..config import RunConfig
 from ..errors import UserError
 from ..methods.caneft import Caneft
+from ..results import dev_loss
 from ..settings import read_config
 from ..shapes import ModelShape, from_config
 
@@ -41,9 +42,9 @@ def finished(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}/results.json: {error}: start the run again to finish it") from None
 
 
-def dev_loss(results: Mapping[str, Any]) -> str:
-    """The loss over the dev sentences that the run was chosen by, in nats; empty where it had none."""
-    loss = results["sweep"][f"{results['learning_rate']}"]
+def loss_text(results: Mapping[str, Any]) -> str:
+    """The loss over the dev sentences for a table; empty where the run had none."""
+    loss = dev_loss(results)
     return f"{loss:.4f}" if math.isfinite(loss) else ""
 
 

@@ -30,7 +30,7 @@ from ..run import run_one
 from .awareness import landermt_of
 from .charts import lines
 from .output import Figure, Table, folder_of, write
-from .source import dev_loss, finished, read_config
+from .source import finished, loss_text, read_config
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Arguments:
     run: tyro.conf.Positional[str]
     """A finished LANDeRMT run."""
     k: tuple[int, ...] = ()
-    """Other numbers of layers; 0 is the untrained base, which the table has anyway."""
+    """Other numbers of layers; 0 is the untrained base, which the table has where the run decoded it."""
     epsilon: tuple[float, ...] = ()
     """Other shares of general units."""
     rates: tuple[float, ...] = ()
@@ -100,7 +100,7 @@ def rows_of(found: Mapping[Variant, Mapping[str, Any]], base: Mapping[str, Any] 
         rows.append(["base", None, None, 0, "", *(base["averages"]["all"][metric] for metric in METRICS)])
     for (what, value, seed), results in found.items():
         means = results["systems"][results["method"]]["averages"]["all"]
-        facts = [results["trainable_parameters"], dev_loss(results)]
+        facts = [results["trainable_parameters"], loss_text(results)]
         rows.append([what, value, seed, *facts, *(means[metric] for metric in METRICS)])
     return rows
 
