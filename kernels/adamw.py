@@ -11,13 +11,16 @@ program takes one tile. Slices of one storage layout share a launch: a Llama in 
 from collections.abc import Sequence
 from functools import lru_cache, reduce
 from operator import or_
+from struct import Struct
 
 import torch
 from torch import Tensor
 
-from .adamw_kernels import FIELDS, TILE, adamw_kernel, constants, warps_of, write_kernel
+from .adamw_kernels import FIELDS, HYPER, TILE, adamw_kernel, constants, warps_of, write_kernel
 from .adamw_reference import BLOCK, Slice, adamw_reference, scatter
 from .dispatch import architecture, on_device, upload, use_triton
+
+_FLOATS, _BITS = Struct(f"{HYPER}f"), Struct(f"{HYPER // 2}q")
 
 
 @torch.no_grad()
@@ -60,9 +63,10 @@ class Launches:
         self, grads: Sequence[Tensor], rates: list[list[float]], keys: Sequence[int], grad_scale: Tensor | None
     ) -> None:
         """One step. grads, keys: one a slice, in the order of `slices`; keys are read where values are rounded."""
-        pointers = [grad.data_ptr() for grad in grads]
+        pointers = [*map(Tensor.data_ptr, grads)]
         for launch in self.launches:
-            launch.step([pointers[i] for i in launch.members], rates, keys, grad_scale)
+            own = pointers if len(self.launches) == 1 else [pointers[i] for i in launch.members]
+            launch.step(own, rates, keys, grad_scale)
 
 
 class _Launch:
@@ -82,10 +86,11 @@ class _Launch:
     def step(self, grads: list[int], rates: list[list[float]], keys: Sequence[int], scale: Tensor | None) -> None:
         aligned = self.options[6] and reduce(or_, grads) % 16 == 0
         count = len(grads)
-        signed = [_signed(keys[i]) for i in self.members] if self.random else []
-        numbers = torch.tensor(grads + signed + [0] * ((count + len(signed)) % 2), dtype=torch.int64)
-        rates = torch.tensor(rates, dtype=torch.float32).view(torch.int64).view(-1)
-        both = upload(torch.cat([numbers, rates]), torch.int64, self.device)
+        numbers = grads + [_signed(keys[i]) for i in self.members] if self.random else [*grads]
+        numbers += [0] * (len(numbers) % 2)  # the rates begin at 16 bytes
+        both = upload(
+            numbers + [pair for rate in rates for pair in _BITS.unpack(_FLOATS.pack(*rate))], torch.int64, self.device
+        )
         scale = None if scale is None else scale.to(self.device, torch.float32)
         with on_device(self.first):
             adamw_kernel[(self.tiles.shape[0],)](
