@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Wrong, agree, provenance, seconds_text, tolerance
+from about import provenance
+from harness import Wrong, agree, seconds_text, tolerance
 from shapes import DEVICE, DTYPE, FFN, GPU
 from torch import Tensor
 
