@@ -91,9 +91,10 @@ def named(mode: str, names: Sequence[str]) -> tuple[Suite, ...]:
     """The suites of a command, or those of them that are named, by their names or files. Raises ValueError."""
     if not names:
         return SUITES[mode]
-    every = {suite.name: suite for suites in SUITES.values() for suite in suites}
-    every |= {suite.name: suite for suite in SUITES[mode]}
-    found = []
+    every: dict[str, Suite] = {}
+    for suite in (*SUITES[mode], *(suite for suites in SUITES.values() for suite in suites)):
+        every.setdefault(suite.name, suite)
+    found: list[Suite] = []
     for name in names:
         mine = [s for s in every.values() if name == s.name or any(p.split("::")[0] == name for p in s.paths)]
         if not mine:

@@ -20,7 +20,7 @@ import launch
 from launch import ROOT
 from screen import tail
 
-NEEDED = ("torch", "transformers", "safetensors", "numpy", "tqdm", "tyro", "deepspeed", "sacrebleu")
+NEEDED = ("tyro", "sacrebleu", "tqdm", "numpy", "safetensors", "torch", "transformers", "deepspeed")
 """Modules that the recipe imports. The others of pyproject.toml are for other recipes."""
 KEPT = ("report.html", "results.json", "status.json")
 RECIPE = "recipes/caneft_tiny.py"

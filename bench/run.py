@@ -73,7 +73,8 @@ class Run:
         """Run what fits; whether all of that went well."""
         suites = self.options.suites
         if SMOKE and all(suite.name != "tests" for suite in suites):
-            self.suite("+".join(suite.name for suite in suites), [p for s in suites for p in s.paths], 600)
+            share = max(1.0, self.end - time.monotonic() - plan.RESERVE)
+            self.suite("+".join(suite.name for suite in suites), [p for s in suites for p in s.paths], share)
             suites = ()
         for i, suite in enumerate(suites):
             share = plan.shares(suites[i:], self.end - time.monotonic())[0]

@@ -74,7 +74,7 @@ SMALL_GPU_STEP = _pick(Load(LLAMA31_8B, 16, 128), Load(CPU_MODEL, 5, 96))
 SCORE = _pick(Load(EIGHT_LAYERS, 512, 32), Load(CPU_MODEL, 192, 8))
 """Many short sentences to score (`sentences` of them in all); on a CPU of a subtitle's length."""
 
-SCORE_LONGER = _pick(Load(EIGHT_LAYERS, 256, 128), Load(CPU_MODEL, 96, 24), 2)
+SCORE_LONGER = Load(SMOKE_MODEL, 2, 10) if SMOKE else _pick(Load(EIGHT_LAYERS, 256, 128), Load(CPU_MODEL, 96, 24))
 
 SCORE_TINY = Load(SMOKE_MODEL, 4, 9) if SMOKE else Load(TINY_MODEL, 512, 24)
 """The same on a model of the size that `make quickstart` scores."""

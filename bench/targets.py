@@ -116,6 +116,8 @@ def scoring_speed(rows: list[Row]) -> float:
 def memory_growth(rows: list[Row]) -> float:
     """Bytes above the start at the most sentences over those at the fewest."""
     growth = list(pick(rows, "scoring", "ours")["growth"].values())
+    if not growth:
+        raise Missing("memory at several numbers of sentences")
     return growth[-1] / growth[0]
 
 
