@@ -101,7 +101,7 @@ def test_scoring(benchmark, load):
     comparison.add("ours", ours, "ours")
     comparison.add("hooks at batch 1, full weight gradients", hooks(True))
     comparison.add("hooks at batch 1, frozen weights", hooks(False))
-    comparison.measure(12 if GPU else 40 if load is SCORE else 15)
+    comparison.measure(12 if GPU else 30 if load is SCORE else 12)
 
 
 def _rate(row: dict[str, Any]) -> dict[str, Any]:
