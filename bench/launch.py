@@ -136,7 +136,7 @@ def rows_of(file: Path) -> Result:
 def kernel_tests(env: dict[str, str], seconds: float, log: Path) -> str:
     """The kernels compiled for this GPU against float64; "" or what failed."""
     workers = min(WORKERS, os.cpu_count() or 1)
-    options = ("-q", "-n", str(workers), "--dist", "worksteal", "-p", "no:benchmark")
+    options = ("-n", str(workers), "--dist", "worksteal", "-p", "no:benchmark")
     return pytest(["gpu_kernels.py"], env, seconds, log, options=options)
 
 

@@ -62,7 +62,7 @@ class Run:
         from screen import Screen
 
         self.options, self.env, self.end, self.screen = options, env, end, Screen()
-        self.mode = options.mode
+        self.mode, self.path = options.mode, options.out / "results"
         self.log = options.out / f"{self.mode}.log"
         self.log.write_text("")
         self.found: dict[str, Result] = {}

@@ -152,6 +152,16 @@ def test_plan(bench):
     assert shares([a, b, c], 0) == [0, 0, 0]
 
 
+def test_what_has_no_time_is_named(tmp_path):
+    command = [sys.executable, str(BENCH / "run.py"), "cpu", "--seconds", "2", "--out", str(tmp_path)]
+    variables = {k: v for k, v in environment().items() if k != "SLICETUNE_BENCH"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1].endswith(
+        "left out for want of time: kernels optimizer packed padded methods scoring selection"
+    )
+    assert "not measured" in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_flags_come_in_any_order(bench, capsys):
     from run import arguments
 
