@@ -123,6 +123,19 @@ def test_without_sums(dtype, way, monkeypatch):
         agree_all(got, plain_backward_reference(*wide[:2], "gelu_tanh", wide[2][0], **asked), dtype)
 
 
+def test_silu_over_the_whole_range():
+    """The sigmoid of two approximate instructions: each value by itself, tests/kernels/test_activations.py's bound."""
+    x = torch.linspace(-86, 86, 1 << 20, device=DEVICE).reshape(1024, 1024)
+    want = x.double() * torch.sigmoid(x.double())
+    error = (gated_forward(x, torch.ones_like(x), "silu").double() / want - 1).abs()
+    assert float(error[want != 0].max()) < 1e-5
+    ends = torch.tensor([[-float("inf"), float("inf"), float("nan"), 0.0]], device=DEVICE)
+    got = gated_forward(ends, torch.ones_like(ends), "silu")[0].tolist()
+    assert got[1] == float("inf")
+    assert got[3] == 0
+    assert got[2] != got[2]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["odd", "wide"])
 def test_in_place_and_again_to_the_bit(shape, dtype):
