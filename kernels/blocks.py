@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .compile import DTYPES, SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, runs_ptx, selects_columns, tl, triton
+from .dispatch import Tile, ceil, jit, on_device, pinned, runs_ptx, selects_columns, tl
 from .fold import OUTSIDE, Segments, as_stored, fold, tiles_of
 from .outputs import views
 
@@ -103,7 +103,7 @@ def launch_forward(kernel, table: dict[str, Tile], own: list, activation: str, g
     """`own`: the kernel's tensors, the first of them [tokens, width]."""
     tokens, width = own[0].shape
     tile = pinned(table, own[0])
-    grid = (triton.cdiv(tokens, tile.block_rows) * triton.cdiv(width, tile.block_cols),)
+    grid = (ceil(tokens, tile.block_rows) * ceil(width, tile.block_cols),)
     with on_device(own[0]):
         kernel[grid](
             *own,
@@ -139,23 +139,24 @@ def launch_backward(
     tile = pinned(table, own[0])
     with on_device(own[0]):
         made = into = partials = tiles = None
-        count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
+        count, samples, rows = ceil(tokens, tile.rows), 0, 0
         if segments is not None:
             made = tiles_of(segments, tokens, tile.rows)
             tiles, rows, into = made.table, made.partials, sums
             partials = sums.new_empty((sums.shape[0], rows, width))
             count, samples = tiles.shape[0], segments.shape[0]
         compact, chosen = _placed(indices, columns, width)
-        kernel[(count * triton.cdiv(width, tile.block_cols),)](
+        kernel[(count * ceil(width, tile.block_cols),)](
             *own, gain, route, tiles, into, partials, *chosen, *compact,
             tokens, width, samples, rows, *(0 if x is None else x.shape[1] for x in compact),
             activation, runs_ptx(own[0]), signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
         )  # fmt: skip
         if segments is not None:
             fold(sums, partials, made)
-        for x, index, view in zip(gradients, later, views(columns, [*later, None]), strict=False):
-            if index is not None:
-                torch.index_select(x, 1, index, out=view)
+        if later[0] is not None or later[-1] is not None:
+            for x, index, view in zip(gradients, later, views(columns, [*later, None]), strict=False):
+                if index is not None:
+                    torch.index_select(x, 1, index, out=view)
 
 
 def _placed(indices: list, columns: list, width: int) -> tuple[list, list]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .compile import AotCase
-from .dispatch import jit, tl, triton, upload
+from .dispatch import ceil, jit, tl, triton, upload
 
 # In a tile's third number: ≥ 0 is a row of the sums, < 0 is row -1-x of the partials, and this is neither.
 OUTSIDE = tl.constexpr(-(1 << 30)) if triton is not None else None
@@ -219,7 +219,7 @@ def fold(sums: Tensor, partials: Tensor, tiles: Tiles) -> None:
     quantities, samples, width = sums.shape
     if not tiles.folds:
         return
-    grid = (triton.cdiv(width, FOLD_BLOCK), samples, quantities)
+    grid = (ceil(width, FOLD_BLOCK), samples, quantities)
     _fold_kernel[grid](sums, partials, tiles.owned, samples, partials.shape[1], width, FOLD_BLOCK, num_warps=4)
 
 

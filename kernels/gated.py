@@ -174,7 +174,9 @@ def gated_backward(
     rest = activation, gain, route, segments, signed, indices, emit_h
     if inplace:
         assert all(x.is_contiguous() for x in (dh, gate, up)), "in place needs contiguous tensors"
-        dgate, dup, found = gate, up, [dh, *outputs.empty(gate, segments, indices, False)[1:]]
+        dgate, dup = gate, up
+        room = outputs.wanted(gate, segments, indices)
+        found = [dh, *(room if now else outputs.as_tensors(gate, room))]
         if now:
             _backward_inplace(dh, gate, up, *found[1:], *rest)
             # torch.library does this for an op: a graph that saved these and runs backward again must raise.

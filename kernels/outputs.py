@@ -35,19 +35,32 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def empty(x: Tensor, segments: Tensor | Segments | None, indices: list[Tensor | None], emit_h: bool) -> list[Tensor]:
-    """[h, sums, columns of the gradients, columns of h], uninitialised."""
-    h = torch.empty_like(x) if emit_h else x.new_empty(0)
-    shape = (0,) if segments is None else (QUANTITIES, segments.shape[0], x.shape[1])
-    sums = x.new_empty(shape, dtype=wide(x))
+def wanted(x: Tensor, segments: Tensor | Segments | None, indices: list[Tensor | None]) -> list[Tensor | None]:
+    """[sums, columns of the gradients, columns of h], uninitialised; None for what was not asked for."""
+    sums = None
+    if segments is not None:
+        sums = x.new_empty((QUANTITIES, segments.shape[0], x.shape[1]), dtype=wide(x))
     *first, last = (None if index is None else index.shape[0] for index in indices)
-    return [h, sums, _buffer(x, first), _buffer(x, [last])]
+    return [sums, _buffer(x, first), _buffer(x, [last])]
 
 
-def _buffer(x: Tensor, widths: list[int | None]) -> Tensor:
-    """[T, k rounded up to 16] for columns that lie side by side; empty where none was asked for."""
+def as_tensors(x: Tensor, room: list[Tensor | None]) -> list[Tensor]:
+    """What `wanted` gives, with an empty tensor, each its own, in the place of None: what an op can take and return."""
+    sums, *columns = room
+    none = x.new_empty
+    return [none(0, dtype=wide(x)) if sums is None else sums, *(none(0) if c is None else c for c in columns)]
+
+
+def empty(x: Tensor, segments: Tensor | Segments | None, indices: list[Tensor | None], emit_h: bool) -> list[Tensor]:
+    """[h, sums, columns of the gradients, columns of h], uninitialised: what an op returns beside its gradients."""
+    h = torch.empty_like(x) if emit_h else x.new_empty(0)
+    return [h, *as_tensors(x, wanted(x, segments, indices))]
+
+
+def _buffer(x: Tensor, widths: list[int | None]) -> Tensor | None:
+    """[T, k rounded up to 16] for columns that lie side by side."""
     asked = [k for k in widths if k is not None]
-    return x.new_empty((x.shape[0], (sum(asked) + 15) // 16 * 16) if asked else (0,))
+    return x.new_empty((x.shape[0], (sum(asked) + 15) // 16 * 16)) if asked else None
 
 
 def views(columns: list[Tensor], indices: list[Tensor | None]) -> list[Tensor | None]:

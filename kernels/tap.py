@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .blocks import block_of, store_sum, tokens_of
 from .compile import SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, runs_now, tl, triton, use_triton
+from .dispatch import Tile, ceil, jit, on_device, pinned, runs_now, tl, use_triton
 from .fold import OUTSIDE, Segments, as_tensor, check_segments, fold, segment_sums, tiles_of
 from .outputs import Reduce, wide
 from .torch_blocks import blocks_of, compute
@@ -52,7 +52,7 @@ def _launch(y: Tensor, dy: Tensor, segments: Tensor | Segments, signed: bool, su
     with on_device(y):
         tiles = tiles_of(segments, tokens, tile.rows)
         partials = sums.new_empty((1, tiles.partials, width))
-        grid = (tiles.table.shape[0] * triton.cdiv(width, tile.block_cols),)
+        grid = (tiles.table.shape[0] * ceil(width, tile.block_cols),)
         _tap_kernel[grid](
             y, dy, tiles.table, sums, partials, width, segments.shape[0], tiles.partials,
             signed, tile.block_rows, tile.block_cols, num_warps=tile.warps,
