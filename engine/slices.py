@@ -81,9 +81,10 @@ class SliceLinear(nn.Module):
             self.columns.slice_of = (self.weight, self.column_index, 1)
         # Weakly: a wrapper that shards the model frees this tensor.
         self.placed = weakref.ref(self.weight)
+        self.linked = object()  # another one whenever tensors have moved
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "placed"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("placed", "linked")}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -236,15 +237,14 @@ class Written:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [m for m in model.modules() if hasattr(m, "before_forward")]
-        self.writes: Writes | None = None
-        self.tensors: list[Tensor] = []
+        self.linked: list[object] = []
+        self.writes = Writes([])
 
     def __call__(self) -> None:
-        parts = [(p, getattr(m, tensor), axis, index) for m in self.layers for p, tensor, axis, index in m.slices()]
-        tensors = [t for p, weight, _, index in parts for t in (p, weight, index)]
-        if self.writes is None or [*map(id, tensors)] != [*map(id, self.tensors)]:
-            self.tensors = tensors
-            self.writes = Writes([(p, weight, index, axis) for p, weight, axis, index in parts])
+        linked = [layer.linked for layer in self.layers]
+        if linked != self.linked:
+            parts = [(p, getattr(m, name), index, axis) for m in self.layers for p, name, axis, index in m.slices()]
+            self.linked, self.writes = linked, Writes(parts)
         self.writes()
 
 

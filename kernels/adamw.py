@@ -109,6 +109,7 @@ class Writes:
 
     def __init__(self, slices: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
         self.slices = list(slices)
+        self.tensors = [t for param, weight, *_ in self.slices for t in (param, weight)]
         self.at: list[int] = []
         self.launches: list[tuple] = []
 
@@ -118,7 +119,7 @@ class Writes:
             for param, weight, index, axis in self.slices:
                 scatter(param.data, weight.data, index, axis)  # wherever they lie now
             return
-        at = [pointer for p, w, *_ in self.slices for pointer in (p.data_ptr(), w.data_ptr())]
+        at = [*map(Tensor.data_ptr, self.tensors)]
         if at != self.at:
             self.at, self.launches = at, self._tables()
         for first, table, tiles, options in self.launches:

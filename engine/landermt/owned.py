@@ -25,7 +25,8 @@ class OwnedLinear(nn.Module):
     """
 
     left = False
-    """As in slices.SliceLinear; ZeRO-3 is the one wrapper that routed models are trained under."""
+    """As in slices.SliceLinear, and so is `linked`; ZeRO-3 is the one wrapper that routed models are trained under."""
+    linked: object = None
 
     def __init__(self, linear: nn.Linear, axis: int, owned: Mapping[str, Tensor], whole_bias: bool = False) -> None:
         super().__init__()
@@ -104,6 +105,7 @@ class OwnedLinear(nn.Module):
         device = self.weight.device
         self.owned = {owner: index.to(device) for owner, index in self.owned.items()}
         self.index = None if self.index is None else self.index.to(device)
+        self.linked = object()
         return self
 
     def extra_repr(self) -> str:
