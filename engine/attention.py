@@ -37,7 +37,7 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
         raise UserError(f"model_type {model_type!r} is not one that the installed transformers knows: upgrade it")
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
     no_flash = "" if flash_attn(device) else "flash-attn needs a GPU and `pip install slicetune[flash]`"
-    no_varlen = _no_varlen(device, about, dtype)
+    no_varlen = _no_varlen(device, about, dtype) if architecture._supports_attention_backend else ""
     can = {
         "flash": not no_flash and architecture._supports_flash_attn,
         "varlen": not no_varlen and architecture._supports_attention_backend,

@@ -35,8 +35,9 @@ class ModelConfig:
     path: str = "tiny"
     """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot, German to
     English; `tiny-pairs` translates both ways."""
-    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
-    """`auto` takes flash-attn on a GPU where it is installed, else torch's sdpa; the chosen path is printed."""
+    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = "auto"
+    """`auto` takes on a GPU flash-attn where it is installed, else torch's own attention over packed rows (`varlen`)
+    where it can, else, and on a CPU, torch's sdpa; the chosen path is printed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
     activation_checkpointing: bool = False
