@@ -58,6 +58,11 @@ def flash_attn(device: torch.device) -> bool:
     return importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
 
 
+def packed_path(device: torch.device, dtype: torch.dtype) -> str:
+    """What computes a packed row on `device`, of a model that forbids nothing: `flash`, `varlen` or `sdpa`."""
+    return "flash" if flash_attn(device) else "sdpa" if _no_varlen(device, {}, dtype) else "varlen"
+
+
 def _no_varlen(device: torch.device, about: dict[str, Any], dtype: torch.dtype) -> str:
     """Why torch's varlen attention cannot be had, empty if it can: its kernel is flash attention's, without a cap."""
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):

@@ -44,6 +44,9 @@ class ModelConfig:
     """Recompute each block in the backward pass: less memory, about a third more time."""
     recompute_ffn: bool = False
     """Keep an FFN's input alone and compute gate and up again: an eighth of its memory, a third more FFN time."""
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; its first updates take a minute
+    or two for it. Scoring, dev loss and decoding run uncompiled."""
 
 
 @dataclass
@@ -276,6 +279,12 @@ class RunConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
         if (self.gpus or self.gpu_memory) and not self.dry_run:
             raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
+        if self.model.compile == "blocks" and self.zero.stage == 3:
+            raise UserError(
+                "--model.compile blocks: ZeRO stage 3 gathers weights within blocks: use --zero.stage 1 or 2"
+            )
+        if self.model.compile == "blocks" and getattr(self.method, "magnitude", False):
+            raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
             raise UserError(f"--export.adapter: what {self.method.name} trains is no LoRA; leave it at none")
 

@@ -85,6 +85,7 @@ class _TrainedHead(torch.autograd.Function):
                 d_weight += pull.t() @ hidden[rows]
             if wants_bias:
                 d_bias += pull.sum(0, dtype=wide)
+            del pull  # before the next chunk's logits are made
         d_weight, d_bias = (None if d is None else d.to(weight.dtype) for d in (d_weight, d_bias))
         return d_hidden, d_weight, d_bias, None, None
 
@@ -96,13 +97,19 @@ def _losses_and_pulls(
     losses = hidden.new_empty(len(target), dtype=torch.promote_types(hidden.dtype, torch.float32))
     pulls = torch.empty_like(hidden) if pull else None
     for rows in _chunks(len(target), len(weight)):
-        logs, capped = _log_probabilities(hidden[rows], weight, bias, cap)
-        losses[rows] = -logs.gather(1, target[rows, None])[:, 0]
-        if pull:
-            gradient = _logit_gradient(logs, capped, target[rows], cap)
-            torch.mm(gradient.to(weight.dtype), weight, out=pulls[rows])
-        del logs, capped  # before the next chunk's are made
+        losses[rows] = _chunk(hidden[rows], weight, bias, target[rows], cap, pulls[rows] if pull else None)
     return losses, pulls
+
+
+def _chunk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, cap: float | None, pulls: Tensor | None
+) -> Tensor:
+    """The losses of one chunk, and dloss/dhidden into `pulls`; a function of its own, so that its logits go with it."""
+    logs, capped = _log_probabilities(hidden, weight, bias, cap)
+    losses = -logs.gather(1, target[:, None])[:, 0]
+    if pulls is not None:
+        torch.mm(_logit_gradient(logs, capped, target, cap).to(weight.dtype), weight, out=pulls)
+    return losses
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
@@ -117,15 +124,16 @@ def _log_probabilities(
     logits = F.linear(hidden, weight, bias)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits, -1, dtype=wide), None if cap is None else logits
+    capped = None if cap is None else logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half-precision ones go at once
+    return torch.log_softmax(logits, -1), capped
 
 
 def _logit_gradient(logs: Tensor, capped: Tensor | None, target: Tensor, cap: float | None) -> Tensor:
     """dloss/dlogits [C, V] of a chunk, written over its log-probabilities: softmax minus one at the target."""
     gradient = logs.exp_()
     gradient[torch.arange(len(target), device=target.device), target] -= 1
-    return gradient if cap is None else gradient.mul_(1 - (capped / cap).square())
+    return gradient if cap is None else gradient.mul_((capped / cap).square_().neg_().add_(1))
 
 
 def _liger(

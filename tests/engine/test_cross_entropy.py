@@ -112,6 +112,18 @@ def test_128k_logits_never_stand_whole(monkeypatch):
     assert peak(lambda: whole(*inputs).mean().backward()) > 2 * logits  # what it is compared with
 
 
+@pytest.mark.parametrize(("cap", "size"), [(None, 8), (30.0, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_estimates_bytes_are_what_a_chunk_holds(monkeypatch, dtype, cap, size):
+    """memory.py counts 8 bytes a logit of a chunk, 12 where they are capped."""
+    rows, vocabulary = 8, 20_000
+    monkeypatch.setattr(cross_entropy, "CHUNK", rows * vocabulary)
+    hidden = torch.randn(4 * rows, 8).to(dtype).requires_grad_()
+    inputs = hidden, torch.randn(vocabulary, 8).to(dtype), None, torch.randint(0, vocabulary, (4 * rows,))
+    held = peak(lambda: token_losses(*inputs, cap).mean().backward())
+    assert held == pytest.approx(size * rows * vocabulary, rel=0.01)
+
+
 def peak(run) -> int:
     """The most bytes of tensors that `run` holds at a time: the profiler's record of every allocation, replayed."""
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
