@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from .compile import DTYPES, SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, tl, triton
-from .fold import OUTSIDE, fold, tile_table
+from .dispatch import Tile, jit, on_device, pinned, selects_columns, tl, triton
+from .fold import OUTSIDE, Segments, as_stored, fold, tiles_of
+from .outputs import views
+
+# What differs from batch to batch must not make Triton compile again: only the width, which fixes the alignment of
+# rows, is looked at. (It would compile for each of: 1, a multiple of 16, any other number.)
+VARYING = ("tokens", "samples", "partials", "g_count", "u_count", "h_count", "p_count")
 
 
 @jit
@@ -60,12 +65,13 @@ def store_columns(COMPACT, slot, begin, row, mask, x, count):
 @jit
 def store_sum(SUMS, PARTIALS, where, quantity, x, samples, partials, cols, width):
     """Reduce an accumulator over its tokens into its row of SUMS or PARTIALS [quantities, rows, width]; see OUTSIDE."""
+    total = tl.sum(x, 0)
     if where >= 0:
-        INTO = SUMS
+        row = quantity * samples + where
+        tl.store(SUMS + row.to(tl.int64) * width + cols, as_stored(total, quantity), mask=cols < width)
     else:
-        INTO = PARTIALS
-    row = quantity * tl.where(where >= 0, samples, partials) + tl.where(where >= 0, where, -1 - where)
-    tl.store(INTO + row.to(tl.int64) * width + cols, tl.sum(x, 0), mask=cols < width)
+        row = quantity * partials - 1 - where
+        tl.store(PARTIALS + row.to(tl.int64) * width + cols, total, mask=cols < width)
 
 
 @jit
@@ -77,13 +83,20 @@ def store_sums(TILES, tile, SUMS, PARTIALS, accumulators, samples, partials, col
             store_sum(SUMS, PARTIALS, where, quantity, accumulators[quantity], samples, partials, cols, width)
 
 
-def slots(index: Tensor | None, width: int) -> Tensor | None:
-    """int32 [width]: where a unit's column goes in the compact copy, -1 for a unit that is not in `index`."""
+def slots(index: Tensor | None, width: int, first: int = 0) -> Tensor | None:
+    """int32 [width]: where a unit's column goes in the compact copy, from `first` on; -1 for a unit not in `index`.
+
+    Kept on the index itself, which lives as long as its layer: an update of the model makes none.
+    """
     if index is None:
         return None
-    slot = torch.full((width,), -1, dtype=torch.int32, device=index.device)
-    slot[index] = torch.arange(index.numel(), dtype=torch.int32, device=index.device)
-    return slot
+    key = width, first, index._version
+    kept = getattr(index, "slots", None)
+    if kept is None or kept[0] != key:
+        slot = torch.full((width,), -1, dtype=torch.int32, device=index.device)
+        slot[index] = torch.arange(first, first + index.numel(), dtype=torch.int32, device=index.device)
+        index.slots = kept = key, slot
+    return kept[1]
 
 
 def launch_forward(kernel, table: dict[str, Tile], own: list, activation: str, gain, route) -> None:
@@ -99,31 +112,53 @@ def launch_forward(kernel, table: dict[str, Tile], own: list, activation: str, g
 
 def launch_backward(
     kernel, tables: tuple[dict[str, Tile], ...], own: list, activation: str, gain, route,
-    segments: Tensor | None, signed: bool, indices: list, sums: Tensor, columns: list,
+    segments: Tensor | Segments | None, signed: bool, indices: list, sums: Tensor, columns: list, gradients: list,
 ) -> None:  # fmt: skip
-    """tables: configurations of the gradients alone, with compact columns, with sums. own: the kernel's tensors."""
+    """tables: configurations of the gradients alone, with compact columns, with sums. own: the kernel's tensors.
+
+    indices: the units whose columns of `gradients`, and last of h, are wanted compactly; columns: the two buffers.
+    """
     tokens, width = own[0].shape
     bare, with_columns, with_sums = tables
+    later = [None] * len(gradients)
+    if any(index is not None for index in indices) and selects_columns():
+        later, indices = indices[:-1], [*later, indices[-1]]
     if segments is not None:
         table = with_sums
     else:
         table = with_columns if any(index is not None for index in indices) else bare
     tile = pinned(table, own[0])
     with on_device(own[0]):
-        tiles = owned = partials = into = None
+        made = into = partials = tiles = None
         count, samples, rows = triton.cdiv(tokens, tile.rows), 0, 0
         if segments is not None:
-            tiles, owned, rows = tile_table(segments, tokens, tile.rows)
-            into, partials = sums, sums.new_empty((sums.shape[0], rows, width))
+            made = tiles_of(segments, tokens, tile.rows)
+            tiles, rows, into = made.table, made.partials, sums
+            partials = sums.new_empty((sums.shape[0], rows, width))
             count, samples = tiles.shape[0], segments.shape[0]
-        compact = [None if index is None else x for x, index in zip(columns, indices, strict=True)]
+        compact, chosen = _placed(indices, columns, width)
         kernel[(count * triton.cdiv(width, tile.block_cols),)](
-            *own, gain, route, tiles, into, partials, *(slots(index, width) for index in indices), *compact,
-            tokens, width, samples, rows, *(0 if index is None else index.numel() for index in indices),
+            *own, gain, route, tiles, into, partials, *chosen, *compact,
+            tokens, width, samples, rows, *(0 if x is None else x.shape[1] for x in compact),
             activation, signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
         )  # fmt: skip
         if segments is not None:
-            fold(sums, partials, owned)
+            fold(sums, partials, made)
+        for x, index, view in zip(gradients, later, views(columns, [*later, None]), strict=False):
+            if index is not None:
+                view.copy_(x.index_select(1, index))
+
+
+def _placed(indices: list, columns: list, width: int) -> tuple[list, list]:
+    """For each index the buffer of its columns and their slots there; those of the gradients lie side by side."""
+    *first, last = indices
+    compact = [None if index is None else columns[0] for index in first]
+    compact.append(None if last is None else columns[1])
+    at, chosen = 0, []
+    for index in first:
+        chosen.append(slots(index, width, at))
+        at += 0 if index is None else index.numel()
+    return compact, [*chosen, slots(last, width)]
 
 
 def cases(

@@ -25,7 +25,7 @@ from .dispatch import INTERPRET, Tile, triton
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 PARTS = {"sm_80": "A100", "sm_86": "A40", "sm_90": "H100/H200", "sm_100": "B200", "gfx942": "MI300X"}
-MODULES = ("gated_kernels", "plain_kernels", "tap", "fold", "histogram", "slice_gradient", "adamw")
+MODULES = ("gated_kernels", "plain_kernels", "tap", "fold", "histogram", "slice_gradient", "adamw_kernels")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Bytes are counted at Llama-3.1-8B's FFN for a packed batch of 64 sentences of 128 tokens.
 TOKENS, SAMPLES, INTERMEDIATE, HIDDEN = 8192, 64, 14336, 4096

@@ -4,6 +4,11 @@
     SLICETUNE_KERNELS=torch    torch everywhere, to tell a kernel's fault from a model's
     SLICETUNE_KERNELS=triton   Triton or an error, never the slow path unseen
 
+How a backward's chosen columns get into their compact copy, until a GPU has said which is faster:
+
+    SLICETUNE_COLUMNS=kernel   by the backward kernel itself; the default
+    SLICETUNE_COLUMNS=select   by index_select after the bare backward
+
 The package imports with torch alone: where Triton is missing, `jit` leaves a kernel as an ordinary function that
 nobody calls.
 """
@@ -16,7 +21,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..engine.errors import UserError
 
@@ -29,15 +35,15 @@ except ImportError:  # a CPU-only or non-Linux install
     triton = None
     tl = SimpleNamespace(constexpr=None)
 
-    def jit(function):
-        """Stand-in for triton.jit."""
-        return function
+    def jit(function=None, **options):
+        """Stand-in for triton.jit, bare or with options."""
+        return function or jit
 
 
 # Triton reads the variable when a kernel is decorated, so it has to be read here once too.
 INTERPRET = triton is not None and os.environ.get("TRITON_INTERPRET", "0") == "1"
 MODES = ("auto", "triton", "torch")
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PLAIN = (Tensor, nn.Parameter)
 
 
 @functools.cache
@@ -81,6 +87,14 @@ def use_triton(tensor: Tensor) -> bool:
     return not reason
 
 
+def selects_columns() -> bool:
+    """Whether columns are copied after a backward kernel. Raises UserError for an unknown SLICETUNE_COLUMNS."""
+    way = os.environ.get("SLICETUNE_COLUMNS", "kernel")
+    if way not in ("kernel", "select"):
+        raise UserError(f"SLICETUNE_COLUMNS={way}: choose one of kernel select")
+    return way == "select"
+
+
 @functools.cache
 def _architecture(device_index: int) -> str:
     if torch.version.hip is not None:
@@ -94,9 +108,30 @@ def architecture(tensor: Tensor) -> str:
     return _architecture(tensor.get_device()) if tensor.is_cuda else "interpret"
 
 
+HERE = contextlib.nullcontext()
+
+
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Launch on the tensor's own GPU: Triton takes the current one, which differs where a model spans several."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    elsewhere = tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else HERE
+
+
+def runs_now(*tensors: Tensor | None) -> bool:
+    """Whether an op's body may be called as an ordinary function: real tensors, no tracing, no autograd to record.
+
+    Going through torch.library costs 50 to 150 µs of the host a call, which is more than a kernel takes for few tokens.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    recorded = torch.is_grad_enabled()
+    return all(t is None or (type(t) in PLAIN and not (recorded and t.requires_grad)) for t in tensors)
+
+
+def upload(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` (numbers, or a tensor on the host) on `device`; the host does not wait for the copy."""
+    table = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,85 @@ a kernel that writes a value per token must visit them too.
 """
 
 import itertools
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .compile import AotCase
-from .dispatch import jit, tl, triton
+from .dispatch import jit, tl, triton, upload
 
 # In a tile's third number: ≥ 0 is a row of the sums, < 0 is row -1-x of the partials, and this is neither.
 OUTSIDE = tl.constexpr(-(1 << 30)) if triton is not None else None
 
 TABLE_BLOCK, FOLD_BLOCK = 128, 1024
+COUNTED = 2
+"""Which of a backward's sums is a count, kept as int32 bits in the place of a float32."""
+COUNTS = tl.constexpr(COUNTED) if triton is not None else None
 
 
-def check_segments(segments: Tensor) -> None:
-    """Segments are int32 [samples, 2], half-open, ascending and disjoint; the order is the caller's invariant."""
-    assert segments.shape[1:] == (2,), f"segments {tuple(segments.shape)}: expected [samples, 2]"
-    assert segments.dtype == torch.int32, f"segments {segments.dtype}: expected int32"
+class Tiles(NamedTuple):
+    """The row tiles of a batch on the device."""
+
+    table: Tensor
+    """int32 [n, 3]: first token, end, and where the sums go (see OUTSIDE)."""
+    owned: Tensor
+    """int32 [samples, 2]: a segment's range of partials, its end before its begin when the segment is one tile."""
+    partials: int
+    """Rows that a buffer of partials needs."""
+    folds: bool
+    """Whether some segment is not one tile, so that `fold` has something to write."""
 
 
-def host_tiles(segments: Tensor | None, tokens: int, rows: int) -> list[tuple[int, int, int]]:
+class Segments:
+    """The token ranges of a batch's samples where the host knows them: half-open, ascending, disjoint.
+
+    What takes int32 [samples, 2] takes this as well. Tiles are then counted, not bounded (no program without work, no
+    fold where none is needed), and made once: all layers of a batch share one table and one copy to the device.
+    """
+
+    def __init__(self, ranges: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+        self.ranges = [(int(begin), int(end)) for begin, end in ranges]
+        self.device = torch.device(device)
+        self.shape = (len(self.ranges), 2)
+        self._tiles: dict[tuple[int, int], Tiles] = {}
+
+    @cached_property
+    def table(self) -> Tensor:
+        """int32 [samples, 2] on the device."""
+        return upload(self.ranges, torch.int32, self.device).reshape(-1, 2)
+
+    def tiles(self, tokens: int, rows: int) -> Tiles:
+        """Tiles of at most `rows` tokens."""
+        if (tokens, rows) not in self._tiles:
+            self._tiles[tokens, rows] = _counted(self, tokens, rows)
+        return self._tiles[tokens, rows]
+
+
+def check_segments(segments: Tensor | Segments) -> None:
+    """A tensor is int32 [samples, 2], half-open, ascending and disjoint; the order is the caller's invariant."""
+    if isinstance(segments, Tensor):
+        assert segments.shape[1:] == (2,), f"segments {tuple(segments.shape)}: expected [samples, 2]"
+        assert segments.dtype == torch.int32, f"segments {segments.dtype}: expected int32"
+
+
+def as_tensor(segments: Tensor | Segments | None) -> Tensor | None:
+    """What an op of torch.library can take."""
+    return segments.table if isinstance(segments, Segments) else segments
+
+
+def ranges_of(segments: Tensor | Segments | None) -> list[tuple[int, int]]:
+    """The ranges on the host; waits for the device where a tensor lies there."""
+    if isinstance(segments, Segments):
+        return segments.ranges
+    return [] if segments is None else [(begin, end) for begin, end in segments.tolist()]
+
+
+def host_tiles(segments: Tensor | Segments | None, tokens: int, rows: int) -> list[tuple[int, int, int]]:
     """Tiles in order as (begin, end, sample) for the torch path; sample is -1 outside every segment."""
-    edges = [0, *(segments.flatten().tolist() if segments is not None else []), tokens]
+    edges = [0, *itertools.chain(*ranges_of(segments)), tokens]
     tiles = []
     for region, (low, high) in enumerate(itertools.pairwise(edges)):
         sample = region // 2 if region % 2 else -1
@@ -39,9 +96,26 @@ def host_tiles(segments: Tensor | None, tokens: int, rows: int) -> list[tuple[in
     return tiles
 
 
-def segment_sums(x: Tensor, segments: Tensor) -> Tensor:
+def _counted(segments: Segments, tokens: int, rows: int) -> Tiles:
+    """The table of ranges that the host knows, in one copy to the device."""
+    tiles = host_tiles(segments, tokens, rows)
+    counts = [-(-(end - begin) // rows) for begin, end in segments.ranges]
+    first = list(itertools.accumulate((n if n > 1 else 0 for n in counts), initial=0))
+    seen, flat = 0, []
+    for begin, end, sample in tiles:
+        where = OUTSIDE.value if sample < 0 else sample if counts[sample] == 1 else -1 - seen
+        seen += sample >= 0 and counts[sample] > 1
+        flat += [begin, end, where]
+    flat += [0] * (-len(flat) % 4)  # what follows starts at 16 bytes, as the kernels are compiled for
+    owned = [edge for n, at in zip(counts, first, strict=False) for edge in (at, at + n if n != 1 else at - 1)]
+    both = upload(flat + owned, torch.int32, segments.device)
+    table, owned = both[: 3 * len(tiles)].view(-1, 3), both[len(flat) :].view(-1, 2)
+    return Tiles(table, owned, first[-1], any(n != 1 for n in counts))
+
+
+def segment_sums(x: Tensor, segments: Tensor | Segments) -> Tensor:
     """[samples, width]: the sum of x [tokens, width] over each segment's tokens; zero for an empty segment."""
-    ranges = segments.tolist()
+    ranges = ranges_of(segments)
     return torch.stack([x[begin:end].sum(0) for begin, end in ranges]) if ranges else x.new_zeros(0, x.shape[1])
 
 
@@ -53,7 +127,7 @@ def _edge(SEGMENTS, region, samples, tokens):
     return tl.where(region > 2 * samples, tokens, edge)
 
 
-@jit
+@jit(do_not_specialize=("samples", "tokens", "capacity"))
 def _table_kernel(SEGMENTS, TILES, OWNED, samples, tokens, capacity, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """One program a region: count the tiles and partials before it, then write its own."""
     region = tl.program_id(0)
@@ -90,13 +164,14 @@ def _table_kernel(SEGMENTS, TILES, OWNED, samples, tokens, capacity, ROWS: tl.co
             tl.store(TILES + i * 3 + 2, OUTSIDE, mask=i < capacity)
 
 
-def tile_table(segments: Tensor, tokens: int, rows: int) -> tuple[Tensor, Tensor, int]:
-    """The tiles on the device in one launch, without waiting for it: (tiles, owned, partials).
+def tiles_of(segments: Tensor | Segments, tokens: int, rows: int) -> Tiles:
+    """The tiles on the device, without waiting for it.
 
-    tiles int32 [n, 3]: first token, end, and where the sums go (see OUTSIDE). owned int32 [samples, 2]: a segment's
-    range of partials, its end before its begin when the segment is one tile. n and `partials`, the rows that a buffer
-    of partials needs, are bounds that depend on shapes alone; tiles past the last are empty.
+    Of a tensor, whose ranges only the device knows, one launch makes them: the number of tiles and `partials` are
+    bounds that depend on shapes alone, and tiles past the last are empty.
     """
+    if isinstance(segments, Segments):
+        return segments.tiles(tokens, rows)
     samples = segments.shape[0]
     capacity = tokens // rows + 2 * samples + 1
     tiles = segments.new_empty((capacity, 3))
@@ -104,10 +179,18 @@ def tile_table(segments: Tensor, tokens: int, rows: int) -> tuple[Tensor, Tensor
     segments = segments.contiguous()
     _table_kernel[(2 * samples + 1,)](segments, tiles, owned, samples, tokens, capacity, rows, TABLE_BLOCK, num_warps=1)
     # A segment of x > 1 tiles' worth of tokens has fewer than 2x tiles.
-    return tiles, owned, 2 * tokens // rows
+    return Tiles(tiles, owned, 2 * tokens // rows, samples > 0)
 
 
 @jit
+def as_stored(total, quantity):
+    """A sum as its float32 bits, a count as those of an int32 (exact: far below 2**24 tokens a sample)."""
+    return tl.where(quantity == COUNTS, total.to(tl.int32), total.to(tl.int32, bitcast=True)).to(
+        tl.float32, bitcast=True
+    )
+
+
+@jit(do_not_specialize=("samples", "partials"))
 def _fold_kernel(SUMS, PARTIALS, OWNED, samples, partials, width, BLOCK: tl.constexpr):
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.program_id(1)
@@ -120,19 +203,20 @@ def _fold_kernel(SUMS, PARTIALS, OWNED, samples, partials, width, BLOCK: tl.cons
         for partial in range(first, last):
             row = (quantity * partials + partial).to(tl.int64)
             total += tl.load(PARTIALS + row * width + cols, mask=inside, other=0.0)
-        tl.store(SUMS + (quantity * samples + sample).to(tl.int64) * width + cols, total, mask=inside)
+        row = (quantity * samples + sample).to(tl.int64)
+        tl.store(SUMS + row * width + cols, as_stored(total, quantity), mask=inside)
 
 
-def fold(sums: Tensor, partials: Tensor, owned: Tensor) -> None:
+def fold(sums: Tensor, partials: Tensor, tiles: Tiles) -> None:
     """Add each segment's partials [Q, rows, width] in order into sums [Q, samples, width]; zero where it is empty.
 
-    Rows of segments of one tile, whose sums are written already, stay as they are.
+    Rows of segments of one tile, whose sums are written already, stay as they are; where all are, nothing is launched.
     """
     quantities, samples, width = sums.shape
-    if samples == 0:
+    if not tiles.folds:
         return
     grid = (triton.cdiv(width, FOLD_BLOCK), samples, quantities)
-    _fold_kernel[grid](sums, partials, owned, samples, partials.shape[1], width, FOLD_BLOCK, num_warps=4)
+    _fold_kernel[grid](sums, partials, tiles.owned, samples, partials.shape[1], width, FOLD_BLOCK, num_warps=4)
 
 
 def aot() -> list[AotCase]:

@@ -15,19 +15,23 @@ from torch import Tensor
 
 from . import outputs
 from .activations import check_activation
-from .dispatch import use_triton
+from .dispatch import runs_now, use_triton
+from .fold import Segments, as_tensor
 from .gated_kernels import launch_backward, launch_forward
 from .gated_reference import GatedBackward, backward_torch, forward_torch
 from .outputs import Reduce
 
 
-@torch.library.custom_op("slicetune::gated_forward", mutates_args=())
-def _forward_op(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None) -> Tensor:
+# Each op is a plain function that runs now, and the same function behind torch.library for autograd and torch.compile.
+def _forward(gate: Tensor, up: Tensor, activation: str, gain: Tensor | None, route: Tensor | None) -> Tensor:
     h = torch.empty_like(gate)
     if gate.numel():
         run = launch_forward if use_triton(gate) else forward_torch
         run(gate, up, activation, gain, route, h)
     return h
+
+
+_forward_op = torch.library.custom_op("slicetune::gated_forward", _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -43,8 +47,7 @@ def _run(dh, gate, up, *rest) -> None:
         backward_torch(dh, gate, up, *rest)
 
 
-@torch.library.custom_op("slicetune::gated_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dh: Tensor,
     gate: Tensor,
     up: Tensor,
@@ -63,6 +66,9 @@ def _backward_op(
     return [dgate, dup, h, sums, *columns]
 
 
+_backward_op = torch.library.custom_op("slicetune::gated_backward", _backward, mutates_args=())
+
+
 @_backward_op.register_fake
 def _(dh, gate, up, activation, gain, route, segments, signed, indices, emit_h):
     return [torch.empty_like(gate), torch.empty_like(up), *outputs.empty(gate, segments, indices, emit_h)]
@@ -70,15 +76,13 @@ def _(dh, gate, up, activation, gain, route, segments, signed, indices, emit_h):
 
 # An op with a list of tensors to mutate or to return beside mutated ones cannot be functionalised: sums and columns
 # come in allocated, one argument each.
-@torch.library.custom_op("slicetune::gated_backward_", mutates_args=("dh", "gate", "up", "sums", "c0", "c1", "c2"))
-def _backward_inplace_op(
+def _backward_inplace(
     dh: Tensor,
     gate: Tensor,
     up: Tensor,
     sums: Tensor,
     c0: Tensor,
     c1: Tensor,
-    c2: Tensor,
     activation: str,
     gain: Tensor | None,
     route: Tensor | None,
@@ -88,11 +92,16 @@ def _backward_inplace_op(
     emit_h: bool,
 ) -> None:
     h = dh if emit_h else None
-    _run(dh, gate, up, activation, gain, route, segments, signed, indices, gate, up, h, sums, (c0, c1, c2))
+    _run(dh, gate, up, activation, gain, route, segments, signed, indices, gate, up, h, sums, [c0, c1])
+
+
+_backward_inplace_op = torch.library.custom_op(
+    "slicetune::gated_backward_", _backward_inplace, mutates_args=("dh", "gate", "up", "sums", "c0", "c1")
+)
 
 
 @_backward_inplace_op.register_fake
-def _(dh, gate, up, sums, c0, c1, c2, activation, gain, route, segments, signed, indices, emit_h):
+def _(dh, gate, up, sums, c0, c1, activation, gain, route, segments, signed, indices, emit_h):
     return None
 
 
@@ -128,7 +137,8 @@ def gated_forward(
     gate's dtype. Raises UserError for an unknown activation.
     """
     _check(gate, up, activation, gain, route)
-    return _forward_op(gate.contiguous(), up.contiguous(), activation, gain, route)
+    run = _forward if runs_now(gate, up) else _forward_op
+    return run(gate.contiguous(), up.contiguous(), activation, gain, route)
 
 
 def gated_backward(
@@ -139,7 +149,7 @@ def gated_backward(
     gain: Tensor | None = None,
     route: Tensor | None = None,
     *,
-    segments: Tensor | None = None,
+    segments: Tensor | Segments | None = None,
     reduce: Reduce = "mean_abs",
     gate_columns: Tensor | None = None,
     up_columns: Tensor | None = None,
@@ -149,20 +159,29 @@ def gated_backward(
 ) -> GatedBackward:
     """Gradients of `gated_forward` from dh [T, I], and what scoring and slice gradients want from the same pass.
 
-    segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
-    gradients and count nowhere. *_columns int64 [k]: units whose columns of dgate, dup or h are wanted compactly.
+    segments int32 [S, 2], or Segments where the host knows them: half-open token ranges of the samples, ascending and
+    disjoint; tokens outside them get gradients and count nowhere. *_columns int64 [k]: units whose columns of dgate,
+    dup or h are wanted compactly.
     The gain gets no gradient here: dL/dc = (g·dg + u·du)/c, from signed scores (`reduce="abs_sum"`).
     `inplace` overwrites gate with dgate, up with dup and, with `emit_h`, dh with h: no memory beyond the sums. All
     three must then be contiguous, and their version counters rise: a second backward through an autograd function
     that had saved them raises instead of reading gradients as activations.
     """
     _check(gate, up, activation, gain, route, segments)
-    indices = [gate_columns, up_columns, h_columns]
-    rest = activation, gain, route, segments, reduce == "abs_sum", indices, emit_h
+    indices, signed = [gate_columns, up_columns, h_columns], reduce == "abs_sum"
+    now = runs_now(dh, gate, up)
+    segments = segments if now else as_tensor(segments)
+    rest = activation, gain, route, segments, signed, indices, emit_h
     if inplace:
         assert all(x.is_contiguous() for x in (dh, gate, up)), "in place needs contiguous tensors"
         dgate, dup, found = gate, up, [dh, *outputs.empty(gate, segments, indices, False)[1:]]
-        _backward_inplace_op(dh, gate, up, *found[1:], *rest)
+        if now:
+            _backward_inplace(dh, gate, up, *found[1:], *rest)
+            # torch.library does this for an op: a graph that saved these and runs backward again must raise.
+            torch.autograd.graph.increment_version([gate, up, dh] if emit_h else [gate, up])
+        else:
+            _backward_inplace_op(dh, gate, up, *found[1:], *rest)
     else:
-        dgate, dup, *found = _backward_op(dh.contiguous(), gate.contiguous(), up.contiguous(), *rest)
+        run = _backward if now else _backward_op
+        dgate, dup, *found = run(dh.contiguous(), gate.contiguous(), up.contiguous(), *rest)
     return GatedBackward(dgate, dup, *outputs.asked_for(found, segments, indices, emit_h))

@@ -4,7 +4,7 @@ import functools
 
 from . import blocks
 from .activations import triton_value, triton_value_and_slope
-from .blocks import block_of, load_gain, load_slots, store_columns, store_sums, tokens_of
+from .blocks import VARYING, block_of, load_gain, load_slots, store_columns, store_sums, tokens_of
 from .compile import AotCase
 from .dispatch import Tile, jit, tl
 
@@ -19,7 +19,7 @@ COLUMNS = {"default": Tile(32, 4, 256, 4), "gfx942": Tile(32, 8, 256, 4), "inter
 SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
-@jit
+@jit(do_not_specialize=("tokens",))
 def _forward_kernel(
     G, U, H, GAIN, ROUTE, tokens, width,
     ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -55,7 +55,7 @@ def _gradients(d, g, u, c, ACTIVATION: tl.constexpr):
         return dg, du, tl.where(on, act * (c * u), 0.0), c * g > 0
 
 
-@jit
+@jit(do_not_specialize=tuple(x for x in VARYING if x != "p_count"))
 def _backward_kernel(
     DH, G, U, DG, DU, H, GAIN, ROUTE, TILES, SUMS, PARTIALS, GSLOT, USLOT, HSLOT, GCOPY, UCOPY, HCOPY,
     tokens, width, samples, partials, g_count, u_count, h_count,
@@ -113,7 +113,7 @@ def launch_forward(gate, up, activation, gain, route, h) -> None:
 
 def launch_backward(dh, gate, up, activation, gain, route, segments, signed, indices, dgate, dup, h, sums, columns):
     own, tables = [dh, gate, up, dgate, dup, h], (BACKWARD, COLUMNS, SCORES)
-    asked = segments, signed, indices, sums, columns
+    asked = segments, signed, indices, sums, columns, [dgate, dup]
     blocks.launch_backward(_backward_kernel, tables, own, activation, gain, route, *asked)
 
 

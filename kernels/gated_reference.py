@@ -15,6 +15,7 @@ from .torch_blocks import (
     blocks_of,
     compute,
     copy_columns,
+    count_as_bits,
     gain_rows,
     positive,
     reference_columns,
@@ -134,3 +135,5 @@ def backward_torch(dh, gate, up, activation, gain, route, segments, signed, indi
             dgate[rows], dup[rows] = dg, du
         if h is not None:
             h[rows] = h_rows
+    if segments is not None:
+        count_as_bits(sums)

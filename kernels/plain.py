@@ -12,14 +12,14 @@ from torch import Tensor
 
 from . import outputs
 from .activations import check_activation
-from .dispatch import use_triton
+from .dispatch import runs_now, use_triton
+from .fold import Segments, as_tensor
 from .outputs import Reduce
 from .plain_kernels import launch_backward, launch_forward
 from .plain_reference import PlainBackward, backward_torch, forward_torch
 
 
-@torch.library.custom_op("slicetune::plain_forward", mutates_args=())
-def _forward_op(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor | None, route: Tensor | None) -> Tensor:
+def _forward(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor | None, route: Tensor | None) -> Tensor:
     h = torch.empty_like(pre)
     if pre.numel():
         run = launch_forward if use_triton(pre) else forward_torch
@@ -27,13 +27,15 @@ def _forward_op(pre: Tensor, activation: str, bias: Tensor | None, gain: Tensor 
     return h
 
 
+_forward_op = torch.library.custom_op("slicetune::plain_forward", _forward, mutates_args=())
+
+
 @_forward_op.register_fake
 def _(pre, activation, bias, gain, route):
     return torch.empty_like(pre)
 
 
-@torch.library.custom_op("slicetune::plain_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dh: Tensor,
     pre: Tensor,
     activation: str,
@@ -51,6 +53,9 @@ def _backward_op(
     run = launch_backward if use_triton(pre) and pre.numel() else backward_torch
     run(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, into, sums, columns)
     return [dpre, h, sums, *columns]
+
+
+_backward_op = torch.library.custom_op("slicetune::plain_backward", _backward, mutates_args=())
 
 
 @_backward_op.register_fake
@@ -94,7 +99,8 @@ def plain_forward(
     in `gated_forward`. Returns [T, I] in pre's dtype. Raises UserError for an unknown activation.
     """
     _check(pre, activation, bias, gain, route)
-    return _forward_op(pre.contiguous(), activation, bias, gain, route)
+    run = _forward if runs_now(pre) else _forward_op
+    return run(pre.contiguous(), activation, bias, gain, route)
 
 
 def plain_backward(
@@ -105,7 +111,7 @@ def plain_backward(
     gain: Tensor | None = None,
     route: Tensor | None = None,
     *,
-    segments: Tensor | None = None,
+    segments: Tensor | Segments | None = None,
     reduce: Reduce = "mean_abs",
     pre_columns: Tensor | None = None,
     h_columns: Tensor | None = None,
@@ -113,11 +119,15 @@ def plain_backward(
 ) -> PlainBackward:
     """The gradient of `plain_forward` from dh [T, I], and what scoring and slice gradients want from the same pass.
 
-    segments int32 [S, 2]: half-open token ranges of the samples, ascending and disjoint; tokens outside them get
-    gradients and count nowhere. *_columns int64 [k]: units whose columns of dpre or h are wanted compactly.
+    segments int32 [S, 2], or Segments where the host knows them: half-open token ranges of the samples, ascending and
+    disjoint; tokens outside them get gradients and count nowhere. *_columns int64 [k]: units whose columns of dpre or
+    h are wanted compactly.
     """
     _check(pre, activation, bias, gain, route, segments)
     indices = [pre_columns, h_columns]
+    now = runs_now(dh, pre)
+    segments = segments if now else as_tensor(segments)
     asked = segments, reduce == "abs_sum", indices, emit_h
-    dpre, *found = _backward_op(dh.contiguous(), pre.contiguous(), activation, bias, gain, route, *asked)
+    run = _backward if now else _backward_op
+    dpre, *found = run(dh.contiguous(), pre.contiguous(), activation, bias, gain, route, *asked)
     return PlainBackward(dpre, *outputs.asked_for(found, segments, indices, emit_h))

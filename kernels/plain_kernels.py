@@ -4,7 +4,7 @@ import functools
 
 from . import blocks
 from .activations import triton_value, triton_value_and_slope
-from .blocks import block_of, load_gain, load_slots, store_columns, store_sums, tokens_of
+from .blocks import VARYING, block_of, load_gain, load_slots, store_columns, store_sums, tokens_of
 from .compile import AotCase
 from .dispatch import Tile, jit, tl
 
@@ -15,7 +15,7 @@ COLUMNS = {"default": Tile(32, 4, 256, 4), "gfx942": Tile(32, 8, 256, 4), "inter
 SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
-@jit
+@jit(do_not_specialize=("tokens",))
 def _forward_kernel(
     P, H, BIAS, GAIN, ROUTE, tokens, width,
     ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -39,7 +39,7 @@ def _forward_kernel(
     tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(do_not_specialize=tuple(x for x in VARYING if x not in ("g_count", "u_count")))
 def _backward_kernel(
     DH, P, DP, H, BIAS, GAIN, ROUTE, TILES, SUMS, PARTIALS, PSLOT, HSLOT, PCOPY, HCOPY,
     tokens, width, samples, partials, p_count, h_count,
@@ -101,7 +101,7 @@ def launch_forward(pre, activation, bias, gain, route, h) -> None:
 
 def launch_backward(dh, pre, activation, bias, gain, route, segments, signed, indices, dpre, h, sums, columns):
     own, tables = [dh, pre, dpre, h, bias], (BACKWARD, COLUMNS, SCORES)
-    asked = segments, signed, indices, sums, columns
+    asked = segments, signed, indices, sums, columns, [dpre]
     blocks.launch_backward(_backward_kernel, tables, own, activation, gain, route, *asked)
 
 

@@ -11,6 +11,7 @@ from .torch_blocks import (
     blocks_of,
     compute,
     copy_columns,
+    count_as_bits,
     gain_rows,
     positive,
     reference_columns,
@@ -123,3 +124,5 @@ def backward_torch(dh, pre, activation, bias, gain, route, segments, signed, ind
         dpre[rows] = dpre_rows
         if h is not None:
             h[rows] = h_rows
+    if segments is not None:
+        count_as_bits(sums)

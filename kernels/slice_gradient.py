@@ -6,6 +6,7 @@ GPU is full; the parts are added in their order, so a rerun gives the same bits.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .compile import AotCase
-from .dispatch import INTERPRET, architecture, jit, on_device, tl, use_triton
+from .dispatch import INTERPRET, architecture, jit, on_device, runs_now, tl, use_triton
 
 _TOKENS = 4096  # tokens upcast at once where the machine has no half-precision product with a float32 result
 FOLD_BLOCK = 1024
@@ -29,10 +30,11 @@ class Config:
     warps: int
     stages: int
     programs: int
-    """About one program a multiprocessor: how far the tokens are split."""
+    """Programs that the part holds at a time: one a multiprocessor or two, as registers and shared memory allow."""
 
 
 # From the limits of each part (shared memory, registers) and ahead-of-time compilation; not yet measured on a GPU.
+# Large tiles read each operand least often; small ones fill the chip where slices or tokens are few.
 CONFIGS = {
     "sm_80": Config(64, 128, 128, 8, 4, 108),
     "sm_86": Config(32, 128, 128, 8, 4, 84),
@@ -41,7 +43,19 @@ CONFIGS = {
     "gfx942": Config(32, 128, 128, 8, 2, 304),
     "interpret": Config(16, 16, 32, 4, 1, 4),
 }
+SMALL = {
+    "sm_80": Config(64, 64, 128, 4, 3, 216),
+    "sm_86": Config(32, 64, 64, 4, 4, 168),
+    "sm_90": Config(32, 64, 256, 8, 4, 264),
+    "sm_100": Config(64, 64, 128, 4, 4, 296),
+    "gfx942": Config(32, 64, 64, 4, 2, 608),
+    "interpret": Config(16, 16, 16, 4, 1, 8),
+}
 FALLBACK = "sm_86"  # the smallest shared memory of them: runs on parts that are not listed
+SMALL_COST = 1.25
+"""What an element of a small tile is reckoned to cost more: it reads its operands twice as often from the cache."""
+START = 128
+"""Tokens' worth of work that a program's start and end are reckoned as."""
 
 
 def row_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
@@ -49,7 +63,7 @@ def row_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
 
     dy: [tokens, out], x: [tokens, in], index: int64 [k] → float32 [k, in] (float64 for float64 inputs).
     """
-    return _product_op(dy, x, index)
+    return _gradient(dy, x, index)
 
 
 def column_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
@@ -57,15 +71,16 @@ def column_gradient(dy: Tensor, x: Tensor, index: Tensor) -> Tensor:
 
     dy: [tokens, out], x: [tokens, in], index: int64 [k] → float32 [k, out] (float64 for float64 inputs).
     """
-    return _product_op(x, dy, index)
+    return _gradient(x, dy, index)
 
 
 def compact_gradient(columns: Tensor, other: Tensor) -> Tensor:
     """The same from columns that lie together already (emitted by a backward kernel): columnsᵀ other.
 
-    columns: [tokens, k], other: [tokens, n] → float32 [k, n]. Fastest when k is a multiple of 16.
+    columns: [tokens, k], other: [tokens, n] → float32 [k, n]. Fastest when k is a multiple of 16, or when columns lie
+    in a buffer whose rows are padded to that (outputs.buffer_of).
     """
-    return _product_op(columns, other, None)
+    return _gradient(columns, other, None)
 
 
 def selected_product_reference(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
@@ -93,8 +108,7 @@ def plan(k: int, n: int, config: Config) -> Literal["gather", "compact", "librar
     return "compact" if k <= 512 or torch.version.hip is not None else "library"
 
 
-@torch.library.custom_op("slicetune::slice_gradient", mutates_args=())
-def _product_op(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
+def _product(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
     assert a.dim() == b.dim() == 2, (a.shape, b.shape)
     assert a.shape[0] == b.shape[0], (a.shape, b.shape)
     assert a.dtype == b.dtype, (a.dtype, b.dtype)
@@ -103,16 +117,21 @@ def _product_op(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
         return torch.zeros(k, n, dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
     if not use_triton(a) or (a.dtype == torch.float32 and not INTERPRET):
         return selected_product_reference(a, b, index)
-    config = CONFIGS.get(architecture(a), CONFIGS[FALLBACK])
-    way = "compact" if index is None and k <= 512 else plan(k, n, config)
+    part = architecture(a)
+    part = part if part in CONFIGS else FALLBACK
+    way = "compact" if index is None and k <= 512 else plan(k, n, CONFIGS[part])
     if way != "gather":
-        # Widths of 16 elements stay aligned; what the padding gives is cut off.
-        pad = (0, -k % 16)
-        a = F.pad(a, pad) if index is None else a.index_select(1, F.pad(index, pad))
+        # Rows of a multiple of 16 elements stay aligned; what the padding gives is cut off.
+        a = _aligned(a) if index is None else a.index_select(1, F.pad(index, (0, -k % 16)))
         index = None
     if way == "library":
         return torch.mm(a.t(), b, out_dtype=torch.float32)[:k]
-    return _split_product(a.contiguous(), b.contiguous(), index, config)[:k]
+    a = a if a.stride(1) == 1 else a.contiguous()
+    config, splits = chosen(part, a.shape[0], a.shape[1] if index is None else k, n)
+    return _split_product(a, b.contiguous(), index, config, splits)[:k]
+
+
+_product_op = torch.library.custom_op("slicetune::slice_gradient", _product, mutates_args=())
 
 
 @_product_op.register_fake
@@ -121,17 +140,32 @@ def _(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
     return a.new_empty((k, b.shape[1]), dtype=torch.promote_types(a.dtype, torch.float32))
 
 
+def _gradient(a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
+    return _product(a, b, index) if runs_now(a, b, index) else _product_op(a, b, index)
+
+
+def _aligned(a: Tensor) -> Tensor:
+    """Columns [tokens, k] with k rounded up to 16: in the buffer that they lie in where it has the room, or copied."""
+    k, (stride, inner), begin = a.shape[1], a.stride(), a.storage_offset()
+    whole = k + -k % 16
+    if inner == 1 and stride % 16 == 0 and begin % 16 == 0 and begin % stride + whole <= stride:
+        return a.as_strided((a.shape[0], whole), (stride, 1), begin)
+    return F.pad(a, (0, whole - k))
+
+
 def _select(a: Tensor, index: Tensor | None) -> Tensor:
     return a if index is None else a.index_select(1, index)
 
 
-@jit
+@jit(do_not_specialize=("tokens", "k"))
 def _product_kernel(
     a, b, index, out, tokens, k, n, stride, part,
     GATHER: tl.constexpr, UPCAST: tl.constexpr,
     TOKENS: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out[split] = a[part, index]ᵀ b[part]. Tiles of slices run side by side, so that they share b in the cache."""
+    if not GATHER:
+        k = k // 16 * 16  # it is padded to that: says that rows are whole vectors
     tiles = tl.cdiv(k, SLICES)
     rk = tl.program_id(0) % tiles * SLICES + tl.arange(0, SLICES)
     rn = tl.program_id(0) // tiles * WIDTH + tl.arange(0, WIDTH)
@@ -160,7 +194,7 @@ def _product_kernel(
     tl.store(out + rk.to(tl.int64)[:, None] * n + rn[None, :], total, mask=in_k[:, None] & in_n[None, :])
 
 
-@jit
+@jit(do_not_specialize=("splits",))
 def _fold_kernel(parts, out, splits, count, BLOCK: tl.constexpr):
     """out = parts[0] + parts[1] + …, in this order."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -172,22 +206,41 @@ def _fold_kernel(parts, out, splits, count, BLOCK: tl.constexpr):
     tl.store(out + i, total, mask=mask)
 
 
-def _splits(tokens: int, tiles: int, config: Config) -> int:
-    """How many parts the tokens are cut into: enough programs to fill the GPU, at least four tiles of tokens each."""
-    return max(1, min(-(-config.programs // tiles), tokens // (4 * config.tokens)))
+def splits_of(tokens: int, tiles: int, config: Config) -> int:
+    """How many parts the tokens are cut into: as many as run at a time, and two tiles of tokens each at least."""
+    return max(1, min(config.programs // tiles, tokens // (2 * config.tokens)))
 
 
-def _split_product(a: Tensor, b: Tensor, index: Tensor | None, config: Config) -> Tensor:
+@lru_cache(maxsize=4096)
+def chosen(part: str, tokens: int, k: int, n: int) -> tuple[Config, int]:
+    """The tile for k slices by width n on a part, and the parts that the tokens are cut into.
+
+    The one whose busiest multiprocessor has least to do, reckoned from shapes: the same on every rank and in every run.
+    """
+
+    def load(choice: tuple[Config, int]) -> float:
+        config, splits = choice
+        programs = -(-k // config.slices) * -(-n // config.width) * splits
+        each = config.slices * config.width * (tokens / splits + START)
+        return -(-programs // CONFIGS[part].programs) * each * (1 if config is CONFIGS[part] else SMALL_COST)
+
+    found = []
+    for config in (CONFIGS[part], SMALL[part]):
+        tiles = -(-k // config.slices) * -(-n // config.width)
+        found.append((config, splits_of(tokens, tiles, config)))
+    return min(found, key=load)
+
+
+def _split_product(a: Tensor, b: Tensor, index: Tensor | None, config: Config, splits: int) -> Tensor:
     tokens, n = b.shape
     k = a.shape[1] if index is None else index.numel()
     tiles = -(-k // config.slices) * -(-n // config.width)
-    splits = _splits(tokens, tiles, config)
     part = -(-tokens // (splits * config.tokens)) * config.tokens
     splits = -(-tokens // part)
     parts = torch.empty(splits, k, n, dtype=torch.float32, device=a.device)
     with on_device(a):
         _product_kernel[(tiles, splits)](
-            a, b, index, parts, tokens, k, n, a.shape[1], part,
+            a, b, index, parts, tokens, k, n, a.stride(0), part,
             index is not None, INTERPRET, config.tokens, config.slices, config.width,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -211,15 +264,16 @@ def aot() -> list[AotCase]:
         element="gradient element (4 parts)",
     )
     return [fold] + [
-        _product_case(part, config, dtype, gather)
-        for part, config in CONFIGS.items()
+        _product_case(part, table[part], dtype, gather, size)
+        for size, table in (("", CONFIGS), (" small", SMALL))
+        for part in CONFIGS
         if part != "interpret"
         for dtype in ("bf16", "fp16")
         for gather in (False, True)
     ]
 
 
-def _product_case(part: str, config: Config, dtype: str, gather: bool) -> AotCase:
+def _product_case(part: str, config: Config, dtype: str, gather: bool, size: str) -> AotCase:
     pointers = {"a": f"*{dtype}", "b": f"*{dtype}", "out": "*fp32", **({"index": "*i64"} if gather else {})}
     sizes = dict.fromkeys(("tokens", "k", "n", "stride", "part"), "i32")
     tile = {"TOKENS": config.tokens, "SLICES": config.slices, "WIDTH": config.width}
@@ -227,12 +281,12 @@ def _product_case(part: str, config: Config, dtype: str, gather: bool) -> AotCas
     # Tiles of slices read `other` again, tiles of the width the columns, or a sector for each of their elements.
     again = -(-k // config.slices) * 2 + -(-width // config.width) * (32 if gather else 2) * k / width
     return AotCase(
-        name=f"slice_gradient {'gather' if gather else 'compact'} {dtype}",
+        name=f"slice_gradient {'gather' if gather else 'compact'} {dtype}{size}",
         kernel=_product_kernel,
         signature={**pointers, **sizes},
         constexprs={"GATHER": gather, "UPCAST": False, **tile, **({} if gather else {"index": None})},
         options={"num_warps": config.warps, "num_stages": config.stages},
-        divisible=("n", "stride", "part") if gather else ("n", "stride", "part", "k"),
+        divisible=("n", "stride", "part"),
         targets=(part,),
         bytes_moved=again,
         bytes_minimum=2 + 2 * k / width,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .blocks import block_of, store_sum, tokens_of
 from .compile import SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, tl, triton, use_triton
-from .fold import OUTSIDE, check_segments, fold, segment_sums, tile_table
+from .dispatch import Tile, jit, on_device, pinned, runs_now, tl, triton, use_triton
+from .fold import OUTSIDE, Segments, as_tensor, check_segments, fold, segment_sums, tiles_of
 from .outputs import Reduce, wide
 from .torch_blocks import blocks_of, compute
 
@@ -19,13 +19,13 @@ from .torch_blocks import blocks_of, compute
 TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 
 
-def tap_reference(y: Tensor, dy: Tensor, segments: Tensor, reduce: Reduce = "mean_abs") -> Tensor:
+def tap_reference(y: Tensor, dy: Tensor, segments: Tensor | Segments, reduce: Reduce = "mean_abs") -> Tensor:
     """The specification of `tap`."""
     product = compute(y) * compute(dy)
     return segment_sums(product.abs() if reduce == "mean_abs" else product, segments)
 
 
-@jit
+@jit(do_not_specialize=("samples", "partials"))
 def _tap_kernel(
     Y, DY, TILES, SUMS, PARTIALS, width, samples, partials,
     SIGNED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -46,37 +46,39 @@ def _tap_kernel(
         store_sum(SUMS, PARTIALS, where, 0, score, samples, partials, cols, width)
 
 
-def _launch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor) -> None:
+def _launch(y: Tensor, dy: Tensor, segments: Tensor | Segments, signed: bool, sums: Tensor) -> None:
     tokens, width = y.shape
     tile = pinned(TAP, y)
     with on_device(y):
-        tiles, owned, rows = tile_table(segments, tokens, tile.rows)
-        partials = sums.new_empty((1, rows, width))
-        grid = (tiles.shape[0] * triton.cdiv(width, tile.block_cols),)
+        tiles = tiles_of(segments, tokens, tile.rows)
+        partials = sums.new_empty((1, tiles.partials, width))
+        grid = (tiles.table.shape[0] * triton.cdiv(width, tile.block_cols),)
         _tap_kernel[grid](
-            y, dy, tiles, sums, partials, width, segments.shape[0], rows,
+            y, dy, tiles.table, sums, partials, width, segments.shape[0], tiles.partials,
             signed, tile.block_rows, tile.block_cols, num_warps=tile.warps,
         )  # fmt: skip
-        fold(sums[None], partials, owned)
+        fold(sums[None], partials, tiles)
 
 
-def _torch(y: Tensor, dy: Tensor, segments: Tensor, signed: bool, sums: Tensor) -> None:
+def _torch(y: Tensor, dy: Tensor, segments: Tensor | Segments, signed: bool, sums: Tensor) -> None:
     sums.zero_()
     for block in blocks_of(y, segments):
         product = compute(y[block.rows]) * compute(dy[block.rows])
         block.add_sums(sums[None], product if signed else product.abs_())
 
 
-def _allocate(y: Tensor, segments: Tensor) -> Tensor:
+def _allocate(y: Tensor, segments: Tensor | Segments) -> Tensor:
     return y.new_empty((segments.shape[0], y.shape[1]), dtype=wide(y))
 
 
-@torch.library.custom_op("slicetune::tap", mutates_args=())
-def _op(y: Tensor, dy: Tensor, segments: Tensor, signed: bool) -> Tensor:
+def _tap(y: Tensor, dy: Tensor, segments: Tensor, signed: bool) -> Tensor:
     sums = _allocate(y, segments)
     run = _launch if use_triton(y) and sums.numel() else _torch
     run(y, dy, segments, signed, sums)
     return sums
+
+
+_op = torch.library.custom_op("slicetune::tap", _tap, mutates_args=())
 
 
 @_op.register_fake
@@ -84,14 +86,16 @@ def _(y, dy, segments, signed):
     return _allocate(y, segments)
 
 
-def tap(y: Tensor, dy: Tensor, segments: Tensor, reduce: Reduce = "mean_abs") -> Tensor:
+def tap(y: Tensor, dy: Tensor, segments: Tensor | Segments, reduce: Reduce = "mean_abs") -> Tensor:
     """float32 [S, width]: over each segment's tokens the sum of |y·dy| (`mean_abs`) or of y·dy, signed (`abs_sum`).
 
-    y, dy [T, width]; segments int32 [S, 2], half-open token ranges, ascending and disjoint. An empty segment gives 0.
+    y, dy [T, width]; segments int32 [S, 2] or Segments, half-open token ranges, ascending and disjoint. An empty
+    segment gives 0.
     """
     assert y.shape == dy.shape, f"y {tuple(y.shape)}, dy {tuple(dy.shape)}: want one shape"
     check_segments(segments)
-    return _op(y.contiguous(), dy.contiguous(), segments, reduce == "abs_sum")
+    y, dy, signed = y.contiguous(), dy.contiguous(), reduce == "abs_sum"
+    return _tap(y, dy, segments, signed) if runs_now(y, dy) else _op(y, dy, as_tensor(segments), signed)
 
 
 def aot() -> list[AotCase]:

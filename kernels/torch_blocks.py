@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .activations import fused_pull, fused_value
-from .fold import host_tiles, segment_sums
-from .outputs import Reduce, wide
+from .fold import COUNTED, Segments, host_tiles, segment_sums
+from .outputs import Reduce, views, wide
 
 # Elements of one block of the torch path: its dozen temporaries stay in the cache of a core.
 CPU_BLOCK = 1 << 17
@@ -47,7 +47,7 @@ class Block:
                     into += x[tile].sum(0)
 
 
-def blocks_of(x: Tensor, segments: Tensor | None = None) -> list[Block]:
+def blocks_of(x: Tensor, segments: Tensor | Segments | None = None) -> list[Block]:
     """The tokens of x [T, I] in blocks."""
     tokens, width = x.shape
     most = max(1, CPU_BLOCK // max(width, 1))
@@ -78,15 +78,21 @@ def positive(x: Tensor) -> Tensor:
     return torch.gt(x, 0, out=torch.empty_like(x))
 
 
+def count_as_bits(sums: Tensor) -> None:
+    """The count among the sums as a kernel leaves it: int32 bits in the place of a float32."""
+    if sums.dtype == torch.float32:
+        sums[COUNTED].view(torch.int32).copy_(sums[COUNTED].to(torch.int32))
+
+
 def copy_columns(into: list[Tensor], sources: tuple[Tensor, ...], indices: list[Tensor | None], rows: slice) -> None:
     """A block's chosen columns into the compact copies."""
-    for compact, x, index in zip(into, sources, indices, strict=True):
+    for compact, x, index in zip(views(into, indices), sources, indices, strict=True):
         if index is not None:
             compact[rows] = x[:, index].to(compact.dtype)
 
 
 def reference_sums(
-    first: Tensor, second: Tensor, on: Tensor, h: Tensor, segments: Tensor | None, reduce: Reduce
+    first: Tensor, second: Tensor, on: Tensor, h: Tensor, segments: Tensor | Segments | None, reduce: Reduce
 ) -> list[Tensor | None]:
     """The specification of a backward's sums over each sample's tokens; None where there are no samples."""
     if segments is None:

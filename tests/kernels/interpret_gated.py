@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slicetune.kernels.dispatch import INTERPRET
-from slicetune.kernels.fold import host_tiles, tile_table
+from slicetune.kernels.fold import Segments, host_tiles, tiles_of
 from slicetune.kernels.gated import gated_backward, gated_forward
 from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
 from slicetune.kernels.plain import plain_backward, plain_forward
@@ -180,7 +180,7 @@ def test_tile_table_equals_host_tiles(samples):
     tokens, rows = 900, 8
     edges = torch.randint(0, tokens + 1, (2 * samples,)).sort().values
     segments = edges.reshape(-1, 2).to(torch.int32)
-    tiles, owned, partials = tile_table(segments, tokens, rows)
+    tiles, owned, partials, _ = tiles_of(segments, tokens, rows)
     want = host_tiles(segments, tokens, rows)
     assert [tuple(t) for t in tiles[:, :2].tolist()] == [t[:2] for t in want] + [(tokens, tokens)] * (
         len(tiles) - len(want)
@@ -199,3 +199,18 @@ def test_tile_table_equals_host_tiles(samples):
     assert used <= partials
     for count, (first, last) in zip(counts, owned.tolist(), strict=True):
         assert last - first == (count if count != 1 else -1)
+    counted = Segments(segments.tolist(), DEVICE).tiles(tokens, rows)
+    assert torch.equal(counted.table, tiles[: len(want)])
+    assert torch.equal(counted.owned - counted.owned[:1, :1], owned - owned[:1, :1])
+    assert (counted.partials, counted.folds) == (used, any(count != 1 for count in counts))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranges_known_to_the_host_give_the_same_bits(shape):
+    (dh, gate, up), _, segments, index = inputs(shape, torch.float32, None)
+    known = Segments(segments.tolist(), DEVICE)
+    want = gated_backward(dh, gate, up, "silu", segments=segments, gate_columns=index)
+    got = gated_backward(dh, gate, up, "silu", segments=known, gate_columns=index)
+    for name, value in vars(want).items():
+        assert value is None or torch.equal(value, getattr(got, name)), name
+    assert torch.equal(tap(gate, dh, known), tap(gate, dh, segments))

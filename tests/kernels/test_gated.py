@@ -139,6 +139,15 @@ def test_scores_of_half_inputs_are_float32_and_precise():
     assert torch.equal(out.active, want.active)
 
 
+def test_columns_of_gate_and_up_lie_side_by_side():
+    dh, gate, up = inputs()
+    first, second = torch.tensor([0, 5, 23]), torch.tensor([1, 2, 3, 7])
+    out = gated_backward(dh, gate, up, "silu", gate_columns=first, up_columns=second)
+    buffer = outputs.buffer_of(out.dgate_columns)
+    assert buffer.shape == (TOKENS, 16)
+    assert torch.equal(buffer[:, :7], torch.cat([out.dgate[:, first], out.dup[:, second]], 1))
+
+
 def test_compact_columns():
     dh, gate, up = inputs()
     index = torch.tensor([0, 5, 23])
@@ -262,7 +271,8 @@ def test_opcheck(gain):
     dh, gate, up = inputs(torch.float32)
     c, route = routing(gain)
     c = None if c is None else c.float()
-    ops, index = torch.ops.slicetune, [torch.tensor([1, 4]), None, torch.tensor([0])]
+    sixteen = torch.arange(4, 20)  # the padding of fewer is garbage, which no two runs have in common
+    ops, index = torch.ops.slicetune, [sixteen, None, sixteen]
     torch.library.opcheck(ops.gated_forward, (gate.clone().requires_grad_(), up, "silu", c, route))
     rest = "silu", c, route, SEGMENTS, True, index, True
     torch.library.opcheck(ops.gated_backward, (dh, gate, up, *rest))

@@ -5,7 +5,15 @@ import torch
 
 from slicetune.kernels import slice_gradient
 from slicetune.kernels.dispatch import INTERPRET
-from slicetune.kernels.slice_gradient import CONFIGS, column_gradient, compact_gradient, plan, row_gradient
+from slicetune.kernels.slice_gradient import (
+    CONFIGS,
+    SMALL,
+    chosen,
+    column_gradient,
+    compact_gradient,
+    plan,
+    row_gradient,
+)
 
 # Inputs are exact in their own type and products are summed in float32, so a half-precision input costs nothing.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-6, torch.bfloat16: 1e-6}
@@ -82,10 +90,35 @@ def test_every_output_is_written(monkeypatch):
 def test_splits_cover_the_tokens(tokens):
     dy, x = example(tokens, 8, 16, torch.float32)
     want = dy.double().t() @ x.double()
-    config = CONFIGS["interpret"]
-    assert slice_gradient._splits(400, 1, config) > 1
-    for index in (torch.arange(8), None):
-        assert error(slice_gradient._split_product(dy, x, index, config), want) < 1e-6
+    assert slice_gradient.splits_of(400, 1, CONFIGS["interpret"]) > 1
+    index_of_rows = torch.arange(8)
+    dy = torch.nn.functional.pad(dy, (0, 8))  # the kernel takes columns that are padded to 16
+    for config in (CONFIGS["interpret"], SMALL["interpret"]):
+        splits = slice_gradient.splits_of(tokens, 1, config)
+        for index in (index_of_rows, None):
+            assert error(slice_gradient._split_product(dy, x, index, config, splits)[:8], want) < 1e-6
+
+
+def test_columns_inside_a_buffer():
+    """Views of a padded buffer: the first is read where it lies, the second has to be copied; the padding is NaN."""
+    dy, x = example(50, 9, 20, torch.float32)
+    buffer = torch.full((50, 16), float("nan"))
+    buffer[:, :9] = dy
+    for columns in (buffer[:, :9], buffer[:, 3:9]):
+        assert error(compact_gradient(columns, x), columns.double().t() @ x.double()) < 1e-6
+
+
+def test_the_chip_is_full():
+    """The sizes of an 8B: gate and up as one product, the down rows, at 8,192 tokens and at the authors' 480.
+
+    Every multiprocessor of an H100 (132) has a program, none waits for a second wave.
+    """
+    for tokens, k, n in ((8192, 288, 4096), (8192, 48, 14336), (480, 288, 4096), (480, 48, 14336)):
+        config, splits = chosen("sm_90", tokens, k, n)
+        tiles = -(-k // config.slices) * -(-n // config.width)
+        assert splits == max(1, min(config.programs // tiles, tokens // (2 * config.tokens)))
+        assert 132 <= tiles * splits <= config.programs, (tokens, k, n)
+    assert chosen("sm_90", 8192, 512, 14336)[0] is CONFIGS["sm_90"], "much work: the tile that reads least"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
