@@ -23,8 +23,8 @@ VARIANTS = 4
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     """Compile every decoder block of `model`, in place, for its training; returns their number.
 
-    The optimizer must write the slices into the weights (slices.leave_to_optimizer). Raises UserError for a model
-    without blocks.
+    Weights must stay where they are between forward and backward, which ZeRO-3 and FSDP do not grant. Raises UserError
+    for a model without blocks.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -50,7 +50,12 @@ def _training_forward(block: nn.Module, backend: str) -> Callable[..., Any]:
         if not (block.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
         for layer in layers:
+            layer.refresh()  # not in the graph, which would write a copy of the whole weight
             layer.for_compiler = Slices.of(layer)
-        return compiled(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            for layer in layers:
+                del layer.for_compiler
 
     return forward

@@ -4,7 +4,7 @@
 
 The activation is written as its formula: the compiler fuses it, forward and backward, with what stands around it, and
 decides itself what to keep and what to compute again. Of a weight's gradient only the slices are made, by the operation
-`slice_gradient`. Nothing is written into the weights here: the optimizer has put the slices there. Next: compiled.py.
+`slice_gradient`. Nothing is written into the weights here: they hold the slices already. Next: compiled.py.
 """
 
 from __future__ import annotations
