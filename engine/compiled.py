@@ -35,6 +35,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, VARIANTS * len(blocks))
+    # Left alone the compiler keeps an FFN's h for the slices' gradient; made again it costs next to nothing.
+    torch._functorch.config.ban_recompute_materialized_backward = False
     for block in blocks:
         block.forward = _training_forward(block, backend)
     return len(blocks)

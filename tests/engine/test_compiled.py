@@ -107,6 +107,29 @@ def test_with_the_ffn_computed_again():
     assert_same(lambda: sliced("llama", recompute=True), graphs=2, packed=True)
 
 
+def test_no_more_is_kept_for_the_backward():
+    """Bytes that autograd saves of a batch: the compiler computes h again, as the FFN does uncompiled."""
+    batch, model = pack(toys.examples(5)), sliced("llama")
+    plain = saved(lambda: target_losses(model, batch), model)
+    compile_blocks(model, "aot_eager")
+    target_losses(model, batch)
+    assert saved(lambda: target_losses(model, batch), model) <= plain
+
+
+def saved(forward: Callable[[], torch.Tensor], model: nn.Module) -> int:
+    own, found = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = forward()
+    total = sum(size for address, (size, _) in found.items() if address not in own)
+    del losses
+    return total
+
+
 def test_in_bf16():
     assert_same(lambda: sliced("llama", torch.bfloat16), graphs=2, rel=2e-2, packed=True, steps=6)
 
