@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import UserError
@@ -128,6 +129,13 @@ def agree(value: float, operation: str = "max") -> float:
     )
     dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation.upper()))
     return float(tensor)
+
+
+def largest(value: Tensor) -> Tensor:
+    """The maximum of a number over all ranks, in place; nothing waits for the device."""
+    if dist.is_initialized() and world() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
 
 
 def sums(*values: float) -> list[float]:

@@ -16,8 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.dispatch import use_triton
+from ..kernels.fold import Segments
 from ..kernels.gated import gated_backward, gated_forward
+from ..kernels.outputs import buffer_of
 from ..kernels.plain import plain_backward, plain_forward
+from ..kernels.slice_gradient import compact_gradient
 from ..kernels.tap import tap as product_sums
 from .fused_traced import for_compiler, traced
 from .slices import SliceLinear, cast_for_autocast
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 class Tap(Protocol):
     """What a scoring pass hangs into an FFN: which rows belong to which sample, and where the sums go."""
 
-    segments: Tensor  # int32 [samples, 2], half-open ranges of the flattened tokens
+    segments: Segments  # half-open ranges of the flattened tokens, one a sample
     reduce: str  # "mean_abs" | "abs_sum"
     anchor: Tensor  # requires a gradient, so that the first FFN has a backward although its input needs none
 
@@ -110,9 +114,10 @@ class _GatedFFN(torch.autograd.Function):
             scores = {"gate": grad.gate_score, "up": grad.up_score, "down": product_sums(y, dy, segments, reduce)}
             tap.record(ffn.layer, scores, grad.up_score, grad.active, grad.activation)  # u·du is h·dh
         dx = (grad.dgate @ wg).addmm_(grad.dup, wu).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        of_gate, of_up = _row_products(grad.dgate_columns, grad.dup_columns, x)
         slices = (
-            *_gradients(gate, grad.dgate, x, dy_columns=grad.dgate_columns),
-            *_gradients(up, grad.dup, x, dy_columns=grad.dup_columns),
+            *_gradients(gate, grad.dgate, x, dy_columns=grad.dgate_columns, product=of_gate),
+            *_gradients(up, grad.dup, x, dy_columns=grad.dup_columns, product=of_up),
             *_gradients(down, dy, grad.h, x_columns=grad.h_columns),
         )
         return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
@@ -174,20 +179,30 @@ def _trains(*linears: nn.Linear | SliceLinear) -> bool:
 
 def operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]:
     """x and each layer's weight and bias, slices written in, in autocast's dtype where that is on."""
-    _refresh(linears)
+    for linear in linears:
+        if not isinstance(linear, nn.Linear):
+            linear.before_forward()
     return cast_for_autocast(x, *(t for linear in linears for t in (linear.weight, linear.bias)))
 
 
 def weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:
-    """The weights for the backward: gathered anew under ZeRO-3, so the slices are written in again."""
-    _refresh(linears)
+    """The weights for the backward; where they were gathered anew the slices are written in again."""
+    for linear in linears:
+        if not isinstance(linear, nn.Linear):
+            linear.before_backward()
     return [linear.weight.to(dtype) for linear in linears]
 
 
-def _refresh(linears: tuple[nn.Module, ...]) -> None:
-    for linear in linears:
-        if not isinstance(linear, nn.Linear):
-            linear.refresh()
+def _row_products(gate: Tensor | None, up: Tensor | None, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The slice gradients of gate and up from their columns, which lie side by side: one product, which reads x once.
+
+    Each float32 [k, in]; None where not both are trained, and where no kernel runs: nothing is gained there.
+    """
+    if gate is None or up is None or not use_triton(gate):
+        return None, None
+    k = gate.shape[1]
+    product = compact_gradient(buffer_of(gate), x)
+    return product[:k], product[k : k + up.shape[1]]
 
 
 def _bias(linear: nn.Linear | SliceLinear, dtype: torch.dtype) -> Tensor | None:

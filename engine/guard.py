@@ -13,33 +13,54 @@ from . import distributed
 from .batching import Batch
 from .errors import UserError
 
+MOST_HELD = 64 << 20
+"""Bytes of gradients that a FiniteWatch holds at most before it reduces them."""
+
 
 class FiniteWatch:
     """Looks at this rank's own gradients in the backward pass, before DeepSpeed adds the ranks' up.
 
-    DeepSpeed looks at the sum alone, and skips an update without a word. One sum a parameter: a NaN or an infinity
-    anywhere makes it not finite. `skip`: say so and go on, rather than stop.
+    DeepSpeed looks at the sum alone, and skips an update without a word. Gradients are held until they are many, or
+    all are there, and reduced in one operation: a NaN or an infinity anywhere makes its norm not finite. `skip`: say so
+    and go on, rather than stop.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], skip: bool = False) -> None:
-        self.sums: list[Tensor] = []
+        self.held: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.bytes = self.seen = 0
         self.skip = skip
         self.handles = [p.register_hook(self._see) for p in params]
 
     def _see(self, gradient: Tensor) -> None:
-        self.sums.append(gradient.detach().sum(dtype=torch.float32))
+        self.held.append(gradient.detach())
+        self.bytes += gradient.nbytes
+        self.seen += 1
+        # The last one: DeepSpeed reduces over the ranks, in place, when the backward ends.
+        if self.bytes > MOST_HELD or self.seen == len(self.handles):
+            self._reduce()
+
+    def _reduce(self) -> None:
+        if self.held:
+            # The largest absolute value, not a sum of squares, which overflows in fp16.
+            self.norms += torch._foreach_norm(self.held, float("inf"))
+        self.held, self.bytes = [], 0
 
     def check(self, loss: Tensor, batch: Batch, step: int) -> float | None:
         """The loss of a micro-batch as a number; call it between backward and step (a collective).
 
-        If loss or gradient is not finite on any rank, every rank raises UserError with the same words, or, to skip,
-        gets None.
+        Waits for the device once. If loss or gradient is not finite on any rank, every rank raises UserError with the
+        same words, or, to skip, gets None.
         """
-        value = float(loss.detach())
-        gradients = not self.sums or math.isfinite(float(torch.stack(self.sums).sum()))
-        self.sums.clear()
-        wrong = "loss" if not math.isfinite(value) else "gradient" if not gradients else ""
-        if distributed.agree(float(bool(wrong))):
+        self._reduce()
+        largest = [torch.stack([norm.float() for norm in self.norms]).max()] if self.norms else []
+        own = torch.stack([loss.detach().float(), *largest])
+        self.norms, self.seen = [], 0
+        value, *gradients, somewhere = torch.cat(
+            [own, distributed.largest((~own.isfinite()).any().float())[None]]
+        ).tolist()
+        wrong = "loss" if not math.isfinite(value) else "gradient" if not all(map(math.isfinite, gradients)) else ""
+        if somewhere:
             found = [(rank, *one) for rank, one in enumerate(distributed.collect((wrong, batch.uids))) if one[0]]
             where = "; ".join(f"{what} of rank {rank}, sentences {_few(uids)}" for rank, what, uids in found)
             line = f"step {step + 1}: not finite: {where}; no weight or optimizer state was changed"

@@ -12,6 +12,7 @@ Needs torch alone. Next: fused.py, which makes one FFN of three of these.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.adamw import Writes
 from ..kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from .errors import UserError
 
@@ -40,6 +42,9 @@ class SliceLinear(nn.Module):
     it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen: the weights where they
     cross would have two owners.
     """
+
+    left = False
+    """Whether whoever steps writes the slices into the weight (`leave_to_optimizer`)."""
 
     def __init__(self, linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
         super().__init__()
@@ -74,6 +79,15 @@ class SliceLinear(nn.Module):
             self.bias_rows.slice_of = (self.bias, self.row_index, 0)
         if self.columns is not None:
             self.columns.slice_of = (self.weight, self.column_index, 1)
+        # Weakly: a wrapper that shards the model frees this tensor.
+        self.placed = weakref.ref(self.weight)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "placed"}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._link()  # a copied or loaded parameter has no attributes
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -87,32 +101,56 @@ class SliceLinear(nn.Module):
     def refresh(self) -> None:
         """Write the slices into the weight.
 
-        Called in every forward and backward: under ZeRO-3 and FSDP the weight is a fresh copy each time it is
-        gathered, and elsewhere the cost (one per cent of the weight's bytes) is below what can be measured. `.data`
-        keeps autograd's version counter still: the values are those that the graph was built with.
+        `.data` keeps autograd's version counter still: the values are those that the graph was built with.
         """
-        if self.rows is not None:
-            self.weight.data.index_copy_(0, self.row_index, self.rows.data.to(self.weight.dtype))
-        if self.bias_rows is not None:
-            self.bias.data.index_copy_(0, self.row_index, self.bias_rows.data.to(self.bias.dtype))
-        if self.columns is not None:
-            self.weight.data.index_copy_(1, self.column_index, self.columns.data.t().to(self.weight.dtype))
+        for parameter, tensor, axis, index in self.slices():
+            weight, values = getattr(self, tensor).data, parameter.data
+            weight.index_copy_(axis, index, (values.t() if axis else values).to(weight.dtype))
+
+    def slices(self) -> list[tuple[nn.Parameter, str, int, Tensor]]:
+        """(parameter, "weight" or "bias", axis, index) of each trained part."""
+        found = (
+            (self.rows, "weight", 0, self.row_index),
+            (self.columns, "weight", 1, self.column_index),
+            (self.bias_rows, "bias", 0, self.row_index),
+        )
+        return [part for part in found if part[0] is not None]
+
+    def before_forward(self) -> None:
+        """Write the slices, unless the optimizer has: any optimizer may have stepped since."""
+        if not self.left:
+            self.refresh()
+
+    def before_backward(self) -> None:
+        """Write them again where the weight is not the one that the forward read.
+
+        Under ZeRO-3 and FSDP it is a fresh copy each time it is gathered; elsewhere nothing has changed.
+        """
+        if hasattr(self.weight, "ds_id") or self.weight is not self.placed():
+            self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) → (..., out)."""
         return _SliceLinear.apply(x, self, self.rows, self.columns, self.bias_rows)
 
     def gradients(
-        self, dy: Tensor, x: Tensor | None, dy_columns: Tensor | None = None, x_columns: Tensor | None = None
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        dy_columns: Tensor | None = None,
+        x_columns: Tensor | None = None,
+        product: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """dL/d(rows, columns, bias_rows) from dy [T, out] and x [T, in], in the parameters' dtype.
 
         `dy_columns` [T, k] = dy[:, row_index] and `x_columns` [T, k] = x[:, column_index], where a kernel has emitted
-        them, are used instead; x may be None where `x_columns` is all that is needed.
+        them, are used instead; x may be None where `x_columns` is all that is needed. `product` [k, in] is
+        dy_columnsᵀ x, where a product of several layers has given it already.
         """
         rows = columns = bias = None
         if self.rows is not None:
-            product = row_gradient(dy, x, self.row_index) if dy_columns is None else compact_gradient(dy_columns, x)
+            if product is None:
+                product = row_gradient(dy, x, self.row_index) if dy_columns is None else compact_gradient(dy_columns, x)
             rows = product.to(self.rows.dtype)
         if self.bias_rows is not None:
             chosen = dy[:, self.row_index] if dy_columns is None else dy_columns
@@ -133,7 +171,7 @@ class _SliceLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, module, rows, columns, bias_rows):
-        module.refresh()
+        module.before_forward()
         ctx.module, ctx.x_dtype = module, x.dtype
         x, weight, bias = cast_for_autocast(x, module.weight, module.bias)
         ctx.save_for_backward(x if module.trainable() else None)
@@ -143,7 +181,7 @@ class _SliceLinear(torch.autograd.Function):
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
         module = ctx.module
-        module.refresh()
+        module.before_backward()
         dx = (dy @ module.weight.to(dy.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         if x is None:
             return dx, None, None, None, None
@@ -191,6 +229,37 @@ def merge(model: nn.Module) -> nn.Module:
             linear.weight, linear.bias = module.weight, module.bias
             set_submodule(model, name, linear)
     return model
+
+
+class Written:
+    """Writes all slices of a model into their weights, in one launch on a GPU: call it after every optimizer step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [m for m in model.modules() if hasattr(m, "before_forward")]
+        self.writes: Writes | None = None
+        self.tensors: list[Tensor] = []
+
+    def __call__(self) -> None:
+        parts = [(p, getattr(m, tensor), axis, index) for m in self.layers for p, tensor, axis, index in m.slices()]
+        tensors = [t for p, weight, _, index in parts for t in (p, weight, index)]
+        if self.writes is None or [*map(id, tensors)] != [*map(id, self.tensors)]:
+            self.tensors = tensors
+            self.writes = Writes([(p, weight, index, axis) for p, weight, axis, index in parts])
+        self.writes()
+
+
+def leave_to_optimizer(model: nn.Module) -> Written:
+    """Let forwards and backwards leave the weights alone: whoever steps promises to write the slices into them.
+
+    Without it every forward writes them, since any optimizer may have stepped. Writes them once and returns what does
+    it: call that after each step, or let SparseColumnAdamW, whose parameters are the slices themselves, do it. Not
+    for ZeRO-3 or FSDP, where a weight is gathered anew.
+    """
+    written = Written(model)
+    for layer in written.layers:
+        layer.left = True
+    written()
+    return written
 
 
 def named_slices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, Tensor]]:

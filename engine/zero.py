@@ -22,6 +22,7 @@ from .fused import FusedFFN
 from .groups import activate, optimizer_groups
 from .loss import Losses
 from .optim import SparseColumnAdamW
+from .slices import leave_to_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -77,8 +78,9 @@ class ZeroEngine:
             # A leaf's gradients are reduced when the gradient of its input is there. In a frozen model the first
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-        else:
+        elif not bf16:
             same_sums_as_stage_3(model)
+        self.written = leave_to_optimizer(model) if self.stage < 3 else None
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Losses(model),
             optimizer=optimizer,
@@ -114,6 +116,8 @@ class ZeroEngine:
         boundary = self.engine.is_gradient_accumulation_boundary()
         if not (boundary and discard):
             self.engine.step()
+            if boundary and self.written is not None:
+                self.written()  # DeepSpeed updates flat partitions, whose optimizer cannot see the slices' weights
             return not boundary or self.engine.was_step_applied()
         was = [group["active"] for group in self.client.param_groups]
         for group in self.client.param_groups:
@@ -215,9 +219,9 @@ def _leaves(model: nn.Module) -> list[type[nn.Module]]:
 
 
 def same_sums_as_stage_3(model: nn.Module) -> None:
-    """Put an identity before every module, as stage 3's hooks do, so that every stage gives the same bits.
+    """Put an identity before every module, as stage 3's hooks do, so that every stage gives the same bits in fp32.
 
-    In fp32 a norm's input is read twice by the norm and once by the residual connection: with the identity the norm's
+    A norm's input is read twice by the norm and once by the residual connection: with the identity the norm's
     two gradients are added first, without it the three are added in another order. (In bf16 the norm's cast to fp32 is
     such a node already.)
     """

@@ -103,7 +103,8 @@ class _Launch:
 class Writes:
     """Slices into the weights that they are of, in one launch a layout; the tables are kept.
 
-    slices: (param, weight, index, axis) each, as in `Slice`. Call the object after the parameters have changed.
+    slices: (param, weight, index, axis) each, as in `Slice`. Call the object after the parameters have changed. No
+    version counter rises: a graph of the values before is none that anyone runs backward.
     """
 
     def __init__(self, slices: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
@@ -115,7 +116,7 @@ class Writes:
     def __call__(self) -> None:
         if not self.slices or not use_triton(self.slices[0][0]):
             for param, weight, index, axis in self.slices:
-                scatter(param.detach(), weight.data, index, axis)
+                scatter(param.data, weight.data, index, axis)  # wherever they lie now
             return
         at = [pointer for p, w, *_ in self.slices for pointer in (p.data_ptr(), w.data_ptr())]
         if at != self.at:

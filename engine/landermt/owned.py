@@ -24,6 +24,9 @@ class OwnedLinear(nn.Module):
     Raises UserError for a unit with two owners or outside the layer.
     """
 
+    left = False
+    """As in slices.SliceLinear; ZeRO-3 is the one wrapper that routed models are trained under."""
+
     def __init__(self, linear: nn.Linear, axis: int, owned: Mapping[str, Tensor], whole_bias: bool = False) -> None:
         super().__init__()
         self.weight, self.bias, self.training, self.axis = linear.weight, linear.bias, linear.training, axis
@@ -52,13 +55,25 @@ class OwnedLinear(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the slices into the weight (slices.SliceLinear.refresh says why in every forward and backward)."""
-        for slices in (self.rows, self.columns):
-            for owner, p in slices.items():
-                values = p.data.t() if self.axis else p.data
-                self.weight.data.index_copy_(self.axis, self.owned[owner], values.to(self.weight.dtype))
-        for owner, p in self.bias_rows.items():
-            self.bias.data.index_copy_(0, self.owned[owner], p.data.to(self.bias.dtype))
+        """Write the slices into the weight, as slices.SliceLinear does and when it does."""
+        for parameter, tensor, axis, index in self.slices():
+            weight, values = getattr(self, tensor).data, parameter.data
+            weight.index_copy_(axis, index, (values.t() if axis else values).to(weight.dtype))
+
+    def slices(self) -> list[tuple[nn.Parameter, str, int, Tensor]]:
+        """(parameter, "weight" or "bias", axis, index) of each owner's part."""
+        parts = [(self.rows, "weight", 0), (self.columns, "weight", 1), (self.bias_rows, "bias", 0)]
+        return [(p, name, axis, self.owned[owner]) for own, name, axis in parts for owner, p in own.items()]
+
+    def before_forward(self) -> None:
+        """Write the slices, unless the optimizer has."""
+        if not self.left:
+            self.refresh()
+
+    def before_backward(self) -> None:
+        """Write them again where the weight may have been gathered anew."""
+        if not self.left:
+            self.refresh()
 
     def gradients(self, units: Tensor, other: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         """dL/d of every slot: unitsᵀ other, split by owner.
