@@ -52,7 +52,7 @@ def _training_forward(block: nn.Module, backend: str) -> Callable[..., Any]:
         if not (block.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
         for layer in layers:
-            layer.refresh()  # not in the graph, which would write a copy of the whole weight
+            layer.before_forward()  # not in the graph, which would write a copy of the whole weight
             layer.for_compiler = Slices.of(layer)
         try:
             return compiled(*args, **kwargs)
