@@ -41,7 +41,8 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
     can = {
         "flash": not no_flash and architecture._supports_flash_attn,
         "varlen": not no_varlen and architecture._supports_attention_backend,
-        "sdpa": architecture._supports_sdpa,
+        # transformers 5.17 lets Gemma-2 take sdpa, which leaves out the cap without a word.
+        "sdpa": architecture._supports_sdpa and not about.get("attn_logit_softcapping"),
         "eager": True,
     }
     if choice == "auto":
