@@ -45,8 +45,8 @@ class ModelConfig:
     recompute_ffn: bool = False
     """Keep an FFN's input alone and compute gate and up again: an eighth of its memory, a third more FFN time."""
     compile: Literal["off", "blocks"] = "off"
-    """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; its first updates take a minute
-    or two for it. Scoring, dev loss and decoding run uncompiled."""
+    """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; the first updates wait for the
+    compiler. Scoring, dev loss and decoding run uncompiled."""
 
 
 @dataclass
