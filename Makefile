@@ -17,7 +17,7 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 METHODS := base full lora lora_mlp dora llama_pro lape rcn caneft
 ROUTED := base few_shot adapter lora adapter_lora full layers ls lg landermt
 
-.PHONY: help install quickstart compare compare-pairs test lint format bench kernels-report gpu gpu-peers tune faults fuzz doctor comet-env
+.PHONY: help install quickstart compare compare-pairs test lint format bench kernels-report gpu gpu-record gpu-peers gpu-run tune faults fuzz doctor comet-env
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,16 +70,24 @@ kernels-report: $(STAMP) ## compile every kernel for five GPUs, none needed: ben
 	$(BIN)/python -m slicetune.kernels.compile
 
 bench: $(STAMP) ## benchmarks on the CPU, about 10 minutes: bench/RESULTS.md
-	$(BIN)/python bench/run.py cpu $(ARGS)
+	$(BIN)/python bench/run.py cpu --plots $(ARGS)
 
-# Nothing is installed, no network is used. Beyond torch triton transformers peft sacrebleu pytest-benchmark (and what
-# they need) the GPU machine's Python wants wheels of deepspeed, einops, hjson, msgpack, ninja and pydantic: without
-# them the DeepSpeed row alone says so. matplotlib draws the plots, where it is installed.
-gpu: ## on a GPU, offline, ≤ 8 minutes: kernel tests, benchmarks (more wheels: deepspeed einops hjson msgpack ninja pydantic)
-	$(GPU_PYTHON) bench/run.py gpu $(ARGS)
+# On a GPU: from a plain checkout, without a network. The machine's Python wants torch triton transformers peft sacrebleu
+# pytest pytest-xdist pytest-benchmark (and what they need); what else there is comes from WHEELS=DIR, a folder of *.whl.
+# OUT=DIR is the folder of all that is written. Each ends in time with what there is: ARGS="--seconds 120" for less.
+GPU_RUN = $(GPU_PYTHON) bench/run.py $@ $(if $(OUT),--out $(OUT)) $(ARGS)
 
-gpu-peers: ## on a GPU, offline, ≤ 8 minutes: against torch.compile, DoRA, SHiRA, Liger (more wheels: liger-kernel)
-	$(GPU_PYTHON) bench/run.py gpu-peers $(ARGS)
+gpu: ## on a GPU, 240 s: kernel tests, kernels, optimizer, a whole step, which targets are met
+	$(GPU_RUN)
 
-tune: ## on a GPU, offline, ≤ 5 minutes: which tiles are best for each kernel, and the lines to change
-	$(GPU_PYTHON) bench/run.py tune $(ARGS)
+gpu-record: ## on a GPU, 280 s: the figures to keep, with the 8B on 24 GB and every method
+	$(GPU_RUN)
+
+gpu-peers: ## on a GPU, 280 s: against torch.compile, DoRA, SHiRA, Liger (WHEELS: liger-kernel)
+	$(GPU_RUN)
+
+gpu-run: ## on a GPU, 280 s: one recipe end to end, one rank (WHEELS: tyro deepspeed sacrebleu, what they want)
+	$(GPU_RUN)
+
+tune: ## on a GPU, 240 s: which tiles are best where that is in doubt, and the lines to change
+	$(GPU_RUN)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench_kernels import copy_of
 from harness import Comparison, Contender, agree
+from micro import copy_of
 from shapes import DEVICE, DTYPE, GPU, NEURON_RATIO, WHOLE_STEP
 from torch import Tensor, nn
 

@@ -19,7 +19,7 @@ import systems
 import torch
 from authors import HookScorer
 from harness import Comparison, Contender, agree
-from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_LONGER, SCORE_TINY, SMALL_GPU_SCORE, SMOKE, Load
+from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_LONGER, SCORE_TINY, SMOKE, Load
 
 from slicetune.engine import scoring
 from slicetune.engine.config import ScoreConfig
@@ -58,7 +58,7 @@ def test_scoring(benchmark, load):
     examples = systems.sentences(load, max(load.sentences, 8 * GROWTH[-1]))
     growth = () if load is SCORE_LONGER else GROWTH
     config = ScoreConfig(tokens_per_batch=TOKENS_PER_BATCH)
-    comparison = Comparison(benchmark, "scoring", _setting(load))
+    comparison = Comparison(benchmark, "scoring", _setting(load), derive=_rate)
 
     def ours() -> Contender:
         right(model, plain, load, examples[: 2 * len(DOMAINS)])
@@ -101,42 +101,11 @@ def test_scoring(benchmark, load):
     comparison.add("ours", ours, "ours")
     comparison.add("hooks at batch 1, full weight gradients", hooks(True))
     comparison.add("hooks at batch 1, frozen weights", hooks(False))
-    rows = comparison.measure(12 if GPU else 40 if load is SCORE else 15)
-    for row in rows.values():
-        if "seconds" in row:
-            row["sentences_per_second"] = row["sentences"] / row["seconds"]
+    comparison.measure(12 if GPU else 30 if load is SCORE else 12)
 
 
-@pytest.mark.skipif(not GPU and not SMOKE, reason="the 8B needs a GPU")
-def test_24_gb(benchmark):
-    """The 8B is scored on a card of 24 GB, counts and all: the allocator is not given more."""
-    load = SMALL_GPU_SCORE
-    comparison = Comparison(benchmark, "24 GB", _setting(load))
-
-    def ours() -> Contender:
-        if GPU:
-            total = torch.cuda.get_device_properties(DEVICE).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, 24e9 / total))
-        model, examples = systems.random_model(load.model), systems.sentences(load)
-        statistics, config = empty(load), ScoreConfig(tokens_per_batch=512)
-        held = footprint.resident(model, list(statistics.histogram.values()))
-
-        def run() -> None:
-            scoring.score(model, examples, statistics, config)
-
-        facts = {"sentences": len(examples), "resident_bytes": held, "peak_bytes": held + footprint.peak(run)}
-        facts["reserved_bytes"] = torch.cuda.max_memory_reserved() if GPU else None
-        facts["note"] = "four domains' counts on the device, batches of 512 tokens"
-        return Contender(run, facts=facts)
-
-    try:
-        comparison.add("score", ours, "ours")
-        comparison.measure(5)
-    finally:
-        comparison.live.clear()
-        gc.collect()
-        if GPU:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+def _rate(row: dict[str, Any]) -> dict[str, Any]:
+    return {"sentences_per_second": row["sentences"] / row["seconds"]}
 
 
 def _setting(load: Load) -> str:

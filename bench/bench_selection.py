@@ -9,6 +9,7 @@ with the domains, in a loop. It is timed on a sample of neurons and extrapolated
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import Comparison, Contender, Wrong
@@ -95,7 +96,14 @@ def _free_memory() -> float:
 def test_selection(benchmark):
     neurons, sentences = SELECTION.neurons, len(DOMAINS) * SELECTION_SAMPLES
     setting = f"{neurons:,} neurons × {len(DOMAINS)} domains × {sentences:,} samples in all"
-    comparison = Comparison(benchmark, "selection", setting)
+
+    def extrapolated(row: dict[str, Any]) -> dict[str, Any]:
+        if row["neurons"] != SAMPLE:
+            return {}
+        whole = row["seconds"] / SAMPLE * neurons
+        return {"extrapolated_seconds": whole, "note": f"{whole:,.0f} s for all neurons, extrapolated"}
+
+    comparison = Comparison(benchmark, "selection", setting, derive=extrapolated)
     scores = torch.cat([log_normal(SAMPLE, seed=10 + d) * 1.1**d for d in range(len(DOMAINS))], 1)
     domains = torch.arange(len(DOMAINS)).repeat_interleave(SELECTION_SAMPLES)
 
@@ -115,8 +123,4 @@ def test_selection(benchmark):
 
     comparison.add("ours: filter, MI, top 1 % of all neurons", ours, "ours")
     comparison.add(f"scikit-learn loop over {SAMPLE} neurons", loop)
-    rows = comparison.measure(20)
-    for row in rows.values():
-        if row.get("neurons") == SAMPLE and "seconds" in row:
-            row["extrapolated_seconds"] = row["seconds"] / SAMPLE * neurons
-            row["note"] = f"{row['extrapolated_seconds']:,.0f} s for all neurons, extrapolated"
+    comparison.measure(20)

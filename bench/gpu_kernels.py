@@ -28,6 +28,7 @@ from slicetune.kernels.plain_reference import plain_backward_reference, plain_fo
 from slicetune.kernels.slice_gradient import column_gradient, row_gradient
 from slicetune.kernels.tap import tap, tap_reference
 
+torch.backends.cuda.matmul.allow_tf32 = False  # some images turn it on, and float32 is held against float64 here
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LIMIT = {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 SUMS = 5e-6
@@ -107,6 +108,34 @@ def test_gated_and_plain(shape, case):
         agree_all(got, want, dtype)
 
 
+@pytest.mark.parametrize("way", ["kernel", "select"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_sums(dtype, way, monkeypatch):
+    """Gradients alone and with columns are configurations of their own; columns come from the kernel or after it."""
+    monkeypatch.setenv("SLICETUNE_COLUMNS", way)
+    (dh, gate, up), _, _, index = inputs("odd", dtype, False)
+    wide = [x.double() for x in (dh, gate, up)]
+    for asked in ({}, {"gate_columns": index, "up_columns": index[:7], "emit_h": True}, {"h_columns": index}):
+        got = gated_backward(dh, gate, up, "silu", **asked)
+        agree_all(got, gated_backward_reference(*wide, "silu", **asked), dtype)
+    for asked in ({}, {"pre_columns": index, "emit_h": True}):
+        got = plain_backward(dh, gate, "gelu_tanh", up[0], **asked)
+        agree_all(got, plain_backward_reference(*wide[:2], "gelu_tanh", wide[2][0], **asked), dtype)
+
+
+def test_silu_over_the_whole_range():
+    """The sigmoid of two approximate instructions: each value by itself, tests/kernels/test_activations.py's bound."""
+    x = torch.linspace(-86, 86, 1 << 20, device=DEVICE).reshape(1024, 1024)
+    want = x.double() * torch.sigmoid(x.double())
+    error = (gated_forward(x, torch.ones_like(x), "silu").double() / want - 1).abs()
+    assert float(error[want != 0].max()) < 1e-5
+    ends = torch.tensor([[-float("inf"), float("inf"), float("nan"), 0.0]], device=DEVICE)
+    got = gated_forward(ends, torch.ones_like(ends), "silu")[0].tolist()
+    assert got[1] == float("inf")
+    assert got[3] == 0
+    assert got[2] != got[2]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ["odd", "wide"])
 def test_in_place_and_again_to_the_bit(shape, dtype):
@@ -151,7 +180,6 @@ def test_slice_gradient(tokens, out, inner, k, dtype):
     rows = torch.randperm(out, device=DEVICE)[:k].sort().values
     columns = torch.randperm(inner, device=DEVICE)[: min(k, inner)].sort().values
     limit = 2e-5 if dtype == torch.float32 else 1e-4
-    torch.backends.cuda.matmul.allow_tf32 = False
     agree(row_gradient(dy, x, rows), dy[:, rows].double().t() @ x.double(), limit)
     agree(column_gradient(dy, x, columns), x[:, columns].double().t() @ dy.double(), limit)
     assert torch.equal(row_gradient(dy, x, rows), row_gradient(dy, x, rows))

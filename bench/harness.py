@@ -1,35 +1,33 @@
-"""Comparisons: contenders timed in turn, round after round, in one process; a contender's check comes before its time.
+"""Comparisons: contenders timed in turn, round after round; a contender's check comes before its time.
 
     comparison = Comparison(benchmark, "step", "4 layers, 480 tokens")
     comparison.add("slices 1 %", make_slices, kind="ours")      # make_… builds, checks, and returns a Contender
     comparison.add("LoRA", make_lora)
-    comparison.measure(seconds=60)                              # medians over rounds, into pytest-benchmark's JSON
+    comparison.measure(seconds=60)                              # medians over rounds
 
 Rounds take turns because a shared machine is not equally fast all the time: ratios within a run mean something,
-absolute times less. A contender that is missing, fails or computes something else is a row that says so.
+absolute times less. A contender that is missing, fails or computes something else is a row that says so. A row is on
+disk as soon as it has a time, and again whenever it has a better one: a process that is stopped loses one row at most.
 """
 
 from __future__ import annotations
 
-import datetime
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+import clock
 import torch
-from shapes import DEVICE, GPU, SMOKE
+from about import provenance
+from shapes import GPU, SMOKE
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+Row = dict[str, Any]
 Kind = Literal["ours", "floor", "rival", "peer"]
 """`floor` bounds what can be reached; a `peer` is another library or compiler: on a GPU it has a command of its own."""
 PEERS = os.environ.get("SLICETUNE_BENCH_PEERS", "with")
@@ -38,7 +36,9 @@ WANTED = {
     "without": ("ours", "floor", "rival"),
     "only": ("ours", "floor", "peer"),
 }[PEERS]
-PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed", "liger-kernel", "scikit-learn", "numpy")
+UNTIL = float(os.environ.get("SLICETUNE_BENCH_UNTIL", "inf"))
+"""When this process should be done (seconds of time.time()): run.py stops it soon after."""
+LATE = "left out: no time"
 
 
 class Wrong(Exception):
@@ -51,50 +51,57 @@ class Contender:
 
     run: Callable[[], Any]
     prepare: Callable[[], Any] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
     """More columns of its row: bytes, flops, memory."""
 
 
 class Comparison:
     """One table: contenders by name, all in one setting."""
 
-    def __init__(self, benchmark: Any, suite: str, setting: str, micro: bool = False) -> None:
-        """micro: runs are far shorter than a tick of the clock and are repeated within a round."""
-        self.benchmark, self.suite, self.setting, self.micro = benchmark, suite, setting, micro
-        self.rows: dict[str, dict[str, Any]] = {}
+    def __init__(
+        self,
+        benchmark: Any,
+        suite: str,
+        setting: str,
+        micro: bool = False,
+        derive: Callable[[Row], Row] | None = None,
+    ) -> None:
+        """micro: runs are short, and repeated within a round. derive: more columns of a row that has its time."""
+        self.benchmark, self.suite, self.setting, self.micro, self.derive = benchmark, suite, setting, micro, derive
+        self.rows: dict[str, Row] = {}
         self.live: dict[str, Contender] = {}
         self.times: dict[str, list[float]] = {}
+        self.first: dict[str, float] = {}
         self.turn = 0
 
     def add(self, name: str, make: Callable[[], Contender], kind: Kind = "rival", **facts: Any) -> Contender | None:
-        """Build and check a contender; what it raises becomes its row. None where it has no place in this run."""
+        """Build, check and run a contender; what it raises becomes its row. None where it has no place in this run."""
         if kind not in WANTED:
             return None
         self.rows[name] = {"suite": self.suite, "setting": self.setting, "name": name, "kind": kind, **facts}
-        contender = self._attempt(name, make)
-        if contender is not None:
-            self.live[name] = contender
-            self.rows[name] |= contender.facts
-        return contender
+        if time.time() > UNTIL:
+            self.rows[name]["error"] = LATE
+        else:
+            contender = self._attempt(name, make)
+            if contender is not None:
+                self.live[name] = contender
+                self.rows[name] |= contender.facts
+                self._warm(name, contender)
+        self._keep(name)
+        return self.live.get(name)
 
-    def note(self, name: str, **facts: Any) -> None:
-        """More columns for a row that is there."""
-        if name in self.rows:
-            self.rows[name] |= facts
-
-    def measure(self, seconds: float, least_rounds: int = 3) -> dict[str, dict[str, Any]]:
-        """Time all contenders for about `seconds`; returns the rows by name. Fails if one of ours has no time."""
-        inner, once = self._warm()
+    def measure(self, seconds: float, least_rounds: int = 3) -> dict[str, Row]:
+        """Time all contenders for about `seconds`; returns the rows by name. Fails if one of ours has failed."""
+        inner = {name: self._repeats(name) for name in self.live}
+        short = self.micro and GPU
+        once = sum(0.1 if short else self.first[name] * inner[name] for name in self.live)
+        seconds = min(seconds, UNTIL - time.time())
         rounds = 1 if SMOKE else max(least_rounds, min(25, int(seconds / max(once, 1e-9))))
         self.times = {name: [] for name in self.live}
         self.benchmark.pedantic(self._round, args=(inner,), rounds=rounds, iterations=1, warmup_rounds=0)
-        for name, times in self.times.items():
-            if times and name in self.live:
-                self.rows[name] |= _summary(times)
         self.benchmark.extra_info["rows"] = list(self.rows.values())
-        self._keep()
-        self._print()
-        failed = [f"{n}: {row['error']}" for n, row in self.rows.items() if row["kind"] == "ours" and "error" in row]
+        wrong = {n: row["error"] for n, row in self.rows.items() if row["kind"] == "ours" and "error" in row}
+        failed = [f"{name}: {error}" for name, error in wrong.items() if error != LATE]
         assert not failed, "; ".join(failed)
         return self.rows
 
@@ -109,19 +116,19 @@ class Comparison:
                 torch.cuda.empty_cache()
             return None
 
-    def _warm(self) -> tuple[dict[str, int], float]:
-        """Two runs of each: how often each is repeated within a round (micro: 25 ms), and a round's seconds."""
-        inner, once = {}, 0.0
-        for name, contender in list(self.live.items()):
-            for _ in range(2):
-                took = self._attempt(name, lambda c=contender: self._time(c, 1, plain=True))
-                if took is None:
-                    break
-            if took is not None:
-                repeat = self.micro and not GPU and not SMOKE and contender.prepare is None
-                inner[name] = max(1, min(1000, int(0.025 / took))) if repeat else 1
-                once += 0.1 if self.micro and GPU else took * inner[name]
-        return inner, once
+    def _warm(self, name: str, contender: Contender) -> None:
+        """Two runs; the second is its time until the rounds have a better one."""
+        for _ in range(2):
+            took = self._attempt(name, lambda: clock.by_clock(contender.run, contender.prepare))
+            if took is None:
+                return
+        self.first[name] = took
+        self.rows[name] |= _summary([took])
+
+    def _repeats(self, name: str) -> int:
+        """How often a short run is repeated within a round on a CPU, where it has about 25 ms."""
+        many = self.micro and not GPU and not SMOKE
+        return max(1, min(1000, int(0.025 / max(self.first[name], 1e-9)))) if many else 1
 
     def _round(self, inner: dict[str, int]) -> None:
         names = list(self.live)
@@ -129,46 +136,31 @@ class Comparison:
         self.turn += 1
         gc.collect()
         for name in names[start:] + names[:start]:
+            if time.time() > UNTIL:
+                return
             took = self._attempt(name, lambda n=name: self._time(self.live[n], inner[n]))
             if took is not None:
                 self.times[name].append(took)
+                self.rows[name] |= _summary(self.times[name])
+            self._keep(name)
 
-    def _time(self, contender: Contender, inner: int, plain: bool = False) -> float:
+    def _time(self, contender: Contender, inner: int) -> float:
         """Seconds of one run."""
-        if self.micro and GPU and not plain and contender.prepare is None:
-            from triton.testing import do_bench
+        if self.micro and GPU:
+            return clock.by_events(contender.run, contender.prepare)
+        return clock.by_clock(contender.run, contender.prepare, inner)
 
-            return do_bench(contender.run, warmup=10, rep=30, quantiles=[0.5, 0.2, 0.8])[0] / 1000
-        if contender.prepare:
-            contender.prepare()
-        gc.disable()
-        _wait()
-        start = time.perf_counter()
-        for _ in range(inner):
-            contender.run()
-        _wait()
-        took = (time.perf_counter() - start) / inner
-        gc.enable()
-        return took
-
-    def _keep(self) -> None:
-        """Rows on disk as soon as they are there, for run.py to find if this process is stopped later."""
+    def _keep(self, name: str) -> None:
+        """The row on disk, for run.py to find: the last line of a row counts."""
+        row = self.rows[name]
+        if self.derive and "seconds" in row and "error" not in row:
+            row |= self.derive(row)
         if path := os.environ.get("SLICETUNE_BENCH_ROWS"):
             with open(path, "a") as file:
-                file.write(json.dumps({"rows": list(self.rows.values()), "provenance": provenance()}) + "\n")
-
-    def _print(self) -> None:
-        print(f"\n[{self.suite}] {self.setting}")
-        for name, row in self.rows.items():
-            print(f"  {name:44} {row.get('error') or seconds_text(row['seconds'])}", flush=True)
+                file.write(json.dumps({"row": row, "provenance": provenance()}) + "\n")
 
 
-def _wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
-
-
-def _summary(times: list[float]) -> dict[str, Any]:
+def _summary(times: list[float]) -> Row:
     ordered = sorted(times)
     low, high = ordered[len(ordered) // 5], ordered[-1 - len(ordered) // 5]
     return {"seconds": statistics.median(ordered), "low": low, "high": high, "rounds": len(ordered)}
@@ -195,54 +187,3 @@ def agree(got: Tensor, want: Tensor, tolerance: float, what: str = "result") -> 
 def tolerance(dtype: torch.dtype) -> float:
     """Relative error of one elementwise result that was rounded to `dtype` once or twice."""
     return {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype]
-
-
-def provenance() -> dict[str, Any]:
-    """Hardware, versions, commit and date of a run."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "device": torch.cuda.get_device_name() if GPU else "cpu",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if GPU else None,
-        "cuda": torch.version.cuda,
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": os.environ.get("SLICETUNE_COMMIT") or _commit(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "smoke": SMOKE,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str:
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", "engine", "kernels", "bench/*.py")
-    return (commit or "unknown") + (" with changes" if commit and changed else "")
-
-
-def _output(*command: str) -> str:
-    """A command's output, empty where it cannot be run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-assert DEVICE.type in ("cpu", "cuda")

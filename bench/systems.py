@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from harness import Wrong, agree
-from shapes import DEVICE, DTYPE, NEURON_RATIO, Load
+from shapes import DEVICE, DTYPE, NEURON_RATIO, SMOKE, Load
 from torch import Tensor, nn
 
 from slicetune.engine import ffn
-from slicetune.engine.batching import Batch, Example, pad
+from slicetune.engine.batching import Batch, Example, pack, pad
 from slicetune.engine.loss import target_losses
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.optim import SparseColumnAdamW
@@ -27,6 +26,7 @@ from slicetune.engine.shapes import ModelShape
 LR = 1e-5
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+RECOMPILATIONS = 200
 
 
 @dataclass
@@ -89,12 +89,27 @@ def random_model(shape: ModelShape) -> nn.Module:
 def sentences(load: Load, count: int | None = None, groups: int = 4, seed: int = 0) -> list[Example]:
     """Sentences of random tokens, the second half of each to be predicted."""
     draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(load.model.vocab, (count or load.sentences, load.length), generator=draw).tolist()
-    return [Example(each, load.length // 2, i % groups, f"random/train/{i}") for i, each in enumerate(ids)]
+    lengths = lengths_of(load, count or load.sentences, draw)
+    ids = [torch.randint(load.model.vocab, (length,), generator=draw).tolist() for length in lengths]
+    return [Example(each, len(each) // 2, i % groups, f"random/train/{i}") for i, each in enumerate(ids)]
+
+
+def lengths_of(load: Load, count: int, draw: torch.Generator) -> list[int]:
+    """All load.length tokens where the form is "equal"; else drawn from half to one and a half of that.
+
+    The second of two is as much longer as the first is shorter, so that their sum is that of equal ones.
+    """
+    if load.form == "equal":
+        return [load.length] * count
+    half = load.length // 2
+    off = torch.randint(-half, half + 1, (count // 2,), generator=draw).tolist()
+    return [load.length + each for pair in off for each in (pair, -pair)] + [load.length] * (count % 2)
 
 
 def batch_of(load: Load) -> Batch:
-    return pad(sentences(load), 0).to(DEVICE)
+    """The engine's own batch: packed as `train` packs, or padded to the longest sentence."""
+    examples = sentences(load)
+    return (pack(examples) if load.form == "packed" else pad(examples, 0)).to(DEVICE)
 
 
 def random_neurons(shape: ModelShape, ratio: float = NEURON_RATIO) -> NeuronSet:
@@ -102,6 +117,23 @@ def random_neurons(shape: ModelShape, ratio: float = NEURON_RATIO) -> NeuronSet:
     draw = torch.Generator().manual_seed(1)
     chosen = torch.randperm(shape.neurons, generator=draw)[: max(1, round(ratio * shape.neurons))]
     return NeuronSet.from_flat(chosen, shape)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks of one of our Llamas."""
+    return list(model.model.layers)
+
+
+def compiled(system: System) -> System:
+    """The same system, each decoder block compiled in place, as torchtitan does.
+
+    All blocks of all systems share one code object, and torch goes back to eager code, without a word, after its eighth
+    compilation.
+    """
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    for block in blocks(system.model):
+        block.compile(dynamic=True, backend="eager" if SMOKE else "inductor")
+    return system
 
 
 def sharing(base: nn.Module) -> nn.Module:
@@ -182,34 +214,3 @@ def masked(base: nn.Module, batch: Batch, neurons: NeuronSet, fused: bool) -> Sy
 
     optimizer = torch.optim.Adam(params, lr=LR, fused=fused or None)
     return System(model, batch, params, optimizer, silence, masks)
-
-
-def same_loss(system: System, loss: float) -> None:
-    """Raises Wrong unless the untrained system's loss is the base's."""
-    with torch.no_grad():
-        own = float(system.loss())
-    if not abs(own - loss) <= 2e-3 * abs(loss):
-        raise Wrong(f"its loss is {own:.5f} before training, the base's {loss:.5f}")
-
-
-def same_gradients(ours: System, base: nn.Module, neurons: NeuronSet) -> None:
-    """Raises Wrong unless the slices' gradients are those rows of the full weight gradients."""
-    ours.gradients()
-    got = [p.grad.clone() for p in ours.params]
-    ours.optimizer.zero_grad()
-    sites = ffn.find_ffns(base)
-    chosen = [
-        (key, neurons.slices[key]) for key in sorted(neurons.slices) if len(neurons.slices[key])
-    ]  # in ffn.attach's order
-    weights = [getattr(sites[layer].module, sites[layer].projections[role]).weight for (layer, role, _), _ in chosen]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        System(base, ours.batch, []).gradients()
-        limit = 1e-3 if torch.float32 == DTYPE else 5e-2
-        for grad, weight, (key, index) in zip(got, weights, chosen, strict=True):
-            agree(grad, weight.grad[index.to(weight.device)], limit, f"gradient of layer {key[0]} {key[1]}")
-    finally:
-        for weight in weights:
-            weight.grad = None
-            weight.requires_grad_(False)

@@ -1,14 +1,15 @@
 """Which tiles the Triton kernels should be pinned to on the GPU at hand, at Llama-3.1-8B's shapes.
 
-    python bench/run.py tune                        # make tune: on a GPU, offline, ≤ 5 minutes
+    python bench/run.py tune                        # make tune: on a GPU, offline, ≤ 240 s
     python bench/run.py tune --target sm_90         # no GPU: the grid, compiled ahead of time for one part
 
-Every configuration of a stated grid is compiled ahead of time first; what spills or passes the part's shared memory is
-dropped. The others are checked against float64 and against the pinned one's results, then timed in turn with it.
-The histogram, the folds and AdamW have one configuration for all parts, and no table.
+Only tables whose tile is in doubt are tried: the backward pass with columns and with scores, and the gradients of a
+few rows. Every configuration of a stated grid is compiled ahead of time first; what spills or passes the part's shared
+memory is dropped. The others are checked against float64 and against the pinned one's results, then timed in turn with
+it.
 
-Nothing is changed: the best of each table is printed as the line to write into its file, and all go to
-bench/results/tune-<device>.json.
+Nothing is changed: the best of each table is printed as the line to write into its file; all go to
+tune-<device>.json in --out, the file anew after each table.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Wrong, agree, provenance, seconds_text, tolerance
+from about import provenance
+from harness import Wrong, agree, seconds_text, tolerance
 from shapes import DEVICE, DTYPE, FFN, GPU
 from torch import Tensor
 
 from slicetune.kernels import compile as aot
-from slicetune.kernels import gated_kernels, plain_kernels, slice_gradient
-from slicetune.kernels import tap as tap_module
+from slicetune.kernels import gated_kernels, slice_gradient
 from slicetune.kernels.dispatch import Tile, architecture
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
-from slicetune.kernels.plain import plain_backward, plain_forward
-from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
+from slicetune.kernels.gated import gated_backward
+from slicetune.kernels.gated_reference import gated_backward_reference
 from slicetune.kernels.slice_gradient import Config, compact_gradient
-from slicetune.kernels.tap import tap, tap_reference
 
 T, H, I = FFN.tokens, FFN.model.hidden, FFN.model.intermediate
 SAMPLE = slice(0, FFN.length)
 """Tokens compared in float64: the first sample."""
+SLICES = 128
+PROCESSORS = torch.cuda.get_device_properties(DEVICE).multi_processor_count if GPU else 132
+"""Of an H100 or H200."""
 GAIN = 1.02
 """A configuration must be this much faster than the pinned one to be worth a change."""
 
@@ -61,6 +62,8 @@ class Table:
     grid: list[Any]
     make: Callable[[], tuple[Callable[[], Any], Callable[[Any], list[tuple[Tensor, Tensor, float]]]]]
     """() → (run, what of its result must agree with what in float64, and how closely)."""
+    what: str = ""
+    """Which shape, where several are tried for one table."""
 
     @property
     def pins(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Table:
 
     @property
     def place(self) -> str:
-        return f"kernels/{self.module.__name__.rpartition('.')[2]}.py {self.name}"
+        return f"kernels/{self.module.__name__.rpartition('.')[2]}.py {self.name}{self.what}"
 
     def pinned(self, part: str) -> Any:
         return self.pins.get(part, self.pins.get("default", self.pins.get("sm_86")))
@@ -98,15 +101,22 @@ def tiles(*rows: int, most: int = 32) -> list[Tile]:
     return found
 
 
-PRODUCTS = [
-    Config(tokens, slices, width, warps, stages, 132)
-    for tokens, slices, width, warps, stages in itertools.product((32, 64), (128,), (128, 256), (4, 8), (3, 4))
-]
+def products(k: int, width: int) -> list[Config]:
+    """Tiles of k slices by the other width; the tokens are split so that about every multiprocessor has a program.
+
+    Rounded up, some of them have two programs and the others wait; rounded down, all have one.
+    """
+    found = []
+    for tokens, wide, warps, stages in itertools.product((32, 64), (128, 256), (4, 8), (3, 4)):
+        tiles = -(-k // SLICES) * -(-width // wide)
+        whole = tiles * max(1, PROCESSORS // tiles)
+        found += [Config(tokens, SLICES, wide, warps, stages, n) for n in dict.fromkeys((PROCESSORS, whole))]
+    return found
 
 
 @functools.cache
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """dh, gate, up (or pre) [T, I]."""
+    """dh, gate, up [T, I]."""
     torch.manual_seed(0)
     return tuple(torch.randn(T, I, device=DEVICE).to(DTYPE) for _ in range(3))
 
@@ -131,63 +141,50 @@ def fields(got: Any, want: Any) -> list[tuple[Tensor, Tensor, float]]:
     return pairs
 
 
-def forward(gated: bool):
-    _, gate, up = inputs()
-    run = (lambda: gated_forward(gate, up, "silu")) if gated else (lambda: plain_forward(gate, "gelu_tanh", up[0]))
-    wide = gate[SAMPLE].double(), up[SAMPLE].double()
-    if gated:
-        want = gated_forward_reference(*wide, "silu")
-    else:
-        want = plain_forward_reference(wide[0], "gelu_tanh", wide[1][0])
-    return run, lambda h: [(h[SAMPLE], want, 2 * tolerance(DTYPE))]
+def backward(**asked: Any):
+    """`asked`: what the engine wants from the same pass."""
+    tensors = inputs()
+    first = asked | ({"segments": segments()[:1]} if "segments" in asked else {})
+    want = gated_backward_reference(*(x[SAMPLE].double() for x in tensors), "silu", **first)
+    return lambda: gated_backward(*tensors, "silu", **asked), lambda got: fields(got, want)
 
 
-def backward(gated: bool, sums: bool = False, columns: bool = False):
-    tensors, more = inputs(), {}
-    dh, gate, up = (x[SAMPLE].double() for x in tensors)
-    if columns:
-        more = {name: index() for name in (("gate_columns", "up_columns") if gated else ("pre_columns",))}
-        more["h_columns"] = index()
-    ranges = {"segments": segments()} if sums else {}
-    first = {"segments": segments()[:1]} if sums else {}
-    if gated:
-        want = gated_backward_reference(dh, gate, up, "silu", **first, **more)
-        return lambda: gated_backward(*tensors, "silu", **ranges, **more), lambda got: fields(got, want)
-    want = plain_backward_reference(dh, gate, "gelu_tanh", up[0], **first, **more)
-    pre, bias = tensors[:2], tensors[2][0]
-    return lambda: plain_backward(*pre, "gelu_tanh", bias, **ranges, **more), lambda got: fields(got, want)
+def with_columns():
+    """As in training of rows of gate, up and down: the down rows' gradient wants all of h."""
+    return backward(gate_columns=index(), up_columns=index(), emit_h=True)
 
 
-def taps():
-    y, dy = (x[:, :H].contiguous() for x in inputs()[:2])
-    want = tap_reference(y[SAMPLE].double(), dy[SAMPLE].double(), segments()[:1])
-    return lambda: tap(y, dy, segments()), lambda got: [(got[:1], want, 1e-4)]
+def with_scores():
+    return backward(segments=segments())
 
 
-def gradients():
-    columns, x = inputs()[0][:, :144].contiguous(), inputs()[1][:, :H].contiguous()
-    want = columns.double().t() @ x.double()
-    return lambda: compact_gradient(columns, x), lambda got: [(got, want, 1e-4)]
+def gradient(k: int, width: int):
+    """k slices, as many as lie together in memory once they are padded to whole 32 bytes."""
+    columns = inputs()[0][:, : -(-k // 16) * 16].contiguous()
+    other = inputs()[1][:, :width].contiguous()
+    want = columns.double().t() @ other.double()
+    return lambda: compact_gradient(columns, other), lambda got: [(got, want, 1e-4)]
 
 
 def tables() -> list[Table]:
-    found = []
-    for module, gated, family, activation in (
-        (gated_kernels, True, "gated", "silu"),
-        (plain_kernels, False, "plain", "gelu_tanh"),
-    ):
-        case = f"{family}_backward {activation} bf16"
-        with_columns = f"{case} columns h" if gated else f"{case} gain columns h"
-        make = functools.partial(backward, gated)
-        found += [
-            Table(module, "FORWARD", f"{family}_forward {activation} bf16", tiles(), functools.partial(forward, gated)),
-            Table(module, "BACKWARD", case, tiles(), make),
-            Table(module, "COLUMNS", with_columns, tiles(32, most=16), functools.partial(make, columns=True)),
-            Table(module, "SCORES", f"{case} scores", tiles(256, most=16), functools.partial(make, sums=True)),
-        ]
-    found.append(Table(tap_module, "TAP", "tap bf16", tiles(256), taps))
-    found.append(Table(slice_gradient, "CONFIGS", "slice_gradient compact bf16", PRODUCTS, gradients))
-    return found
+    """Those whose tile is in doubt; by their arithmetic the others reach 88 % of the copy, or do not matter."""
+    case = "gated_backward silu bf16"
+    rows = {"gate and up rows": (len(index()), H), "down rows": (max(1, H // 100), I)}
+    return [
+        Table(gated_kernels, "COLUMNS", f"{case} columns h", tiles(32, 64, most=16), with_columns),
+        Table(gated_kernels, "SCORES", f"{case} scores", tiles(128, 256, most=16), with_scores),
+        *(
+            Table(
+                slice_gradient,
+                "CONFIGS",
+                "slice_gradient compact bf16",
+                products(k, width),
+                functools.partial(gradient, k, width),
+                f", {k} {name}",
+            )
+            for name, (k, width) in rows.items()
+        ),
+    ]
 
 
 def verdict(number: int, config: Any, part: str) -> str:
@@ -239,25 +236,32 @@ def measured(table: Table, configs: list[Any], part: str, deadline: float) -> It
 
 def tune(part: str, seconds: float, out: Path) -> int:
     deadline = time.monotonic() + seconds
-    all_tables, rows = tables(), []
-    for table, configs in zip(all_tables, fit(all_tables, part), strict=True):
-        found = list(measured(table, configs, part, deadline))
-        rows += found
-        timed = sorted((row for row in found if "seconds" in row), key=lambda row: row["seconds"])
-        wrong = [row["config"] for row in found if "error" in row]
-        pinned = next((row for row in timed if row["config"] == repr(table.pinned(part))), None)
-        left = f", {len(configs) - len(found)} left for want of time" if len(found) < len(configs) else ""
-        print(f"[tune] {table.place}: {len(timed)} timed{left}" + (f", WRONG: {wrong}" if wrong else ""))
-        if not timed or pinned is None:
-            continue
-        print(f"  pinned {pinned['config']}: {seconds_text(pinned['seconds'])}")
-        if pinned["seconds"] > GAIN * timed[0]["seconds"]:
-            print(f'  write "{part}": {timed[0]["config"]}: {seconds_text(timed[0]["seconds"])}', flush=True)
+    os.environ["SLICETUNE_COLUMNS"] = "kernel"  # the kernel is tried, whichever way the engine takes
     name = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name().lower())
     path = out / f"tune-{name}.json"
-    path.write_text(json.dumps({"part": part, "provenance": provenance(), "rows": rows}, indent=1) + "\n")
+    all_tables, rows = tables(), []
+    for i, (table, configs) in enumerate(zip(all_tables, fit(all_tables, part), strict=True)):
+        share = (deadline - time.monotonic()) / (len(all_tables) - i)
+        found = list(measured(table, configs, part, time.monotonic() + share))
+        rows += found
+        path.write_text(json.dumps({"part": part, "provenance": provenance(), "rows": rows}, indent=1) + "\n")
+        print("\n".join(advice(table, found, len(configs), part)), flush=True)
     print(f"[tune] {path}")
     return int(any("error" in row for row in rows))
+
+
+def advice(table: Table, found: list[dict[str, Any]], configs: int, part: str) -> list[str]:
+    """What is printed of a table: its pinned configuration and, where another is worth a change, that line."""
+    timed = sorted((row for row in found if "seconds" in row), key=lambda row: row["seconds"])
+    wrong = [row["config"] for row in found if "error" in row]
+    left = f", {configs - len(found)} left for want of time" if len(found) < configs else ""
+    lines = [f"[tune] {table.place}: {len(timed)} timed{left}" + (f", WRONG: {wrong}" if wrong else "")]
+    pinned = next((row for row in timed if row["config"] == repr(table.pinned(part))), None)
+    if pinned is not None:
+        lines.append(f"  pinned {pinned['config']}: {seconds_text(pinned['seconds'])}")
+        if pinned["seconds"] > GAIN * timed[0]["seconds"]:
+            lines.append(f'  write "{part}": {timed[0]["config"]}: {seconds_text(timed[0]["seconds"])}')
+    return lines
 
 
 def list_grid(part: str) -> int:
@@ -272,8 +276,8 @@ def list_grid(part: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=aot.TARGETS, help="list what fits on this part; nothing is timed")
-    parser.add_argument("--seconds", type=float, default=270, help="stop timing after this long")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--seconds", type=float, default=230, help="stop timing after this long")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of its JSON")
     options = parser.parse_args()
     if options.target or not GPU:
         return list_grid(options.target or "sm_90")

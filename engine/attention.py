@@ -97,7 +97,8 @@ def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
     if model.config._attn_implementation in SAMPLE_BY_SAMPLE:
         bounds = F.pad(batch.segments[:, 1], (1, 0))
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-        inputs |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
+        longest = max(end - begin for begin, end in batch.ranges)
+        inputs |= {"max_length_q": longest, "max_length_k": longest}
     return inputs
 
 

@@ -45,8 +45,6 @@ class Batch:
     """int64 [rows, width]."""
     position_ids: Tensor | None
     """int64 [rows, width], restarting with every sample, when packed; None when padded (on the right)."""
-    longest: int
-    """Tokens of the longest sample."""
     segments: Tensor
     """int32 [samples, 2]: half-open range of each sample's tokens in the flattened [rows * width]."""
     target_segments: Tensor
@@ -62,11 +60,21 @@ class Batch:
     uids: list[str]
     weight: Tensor
     """float32 [samples]: 1, or 0 for a sentence that only fills a rank's share."""
+    ranges: list[tuple[int, int]]
+    """`segments` on the host, so that nobody has to ask the device …"""
+    target_ranges: list[tuple[int, int]]
+    """… and `target_segments`."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on `device`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        """The same batch with every tensor on `device`; the host does not wait for a GPU."""
+        device = torch.device(device)
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+        return Batch(**{field.name: moved(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 def examples(
@@ -136,7 +144,6 @@ def _batch(
     return Batch(
         input_ids=ids,
         position_ids=positions,
-        longest=max(len(e.input_ids) for e in examples),
         segments=torch.tensor(segments, dtype=torch.int32),
         target_segments=torch.tensor(predicting, dtype=torch.int32),
         predict=predict,
@@ -145,6 +152,8 @@ def _batch(
         groups=torch.tensor([e.group for e in examples]),
         uids=[e.uid for e in examples],
         weight=torch.ones(len(examples)) if weights is None else torch.tensor(weights, dtype=torch.float32),
+        ranges=segments,
+        target_ranges=predicting,
     )
 
 

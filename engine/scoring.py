@@ -7,12 +7,14 @@ each gets the score that it gets alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.fold import Segments
 from .batching import Batch, Example, batches_by_tokens, pack, pad
 from .config import ScoreConfig
 from .errors import UserError
@@ -29,23 +31,22 @@ class ScoreTap:
     def __init__(self, statistics: Statistics, config: ScoreConfig) -> None:
         self.statistics, self.reduce, self.tokens = statistics, config.token_reduce, config.tokens
         self.anchor = torch.zeros((), requires_grad=True)
-        self.segments: Tensor
+        self.segments: Segments
         self.lengths: Tensor
         self.groups: Tensor
 
     def begin(self, batch: Batch) -> None:
         """Take the next batch: which rows count, for which sample, of which group."""
-        self.segments = batch.segments if self.tokens == "all" else batch.target_segments
-        self.lengths = (self.segments[:, 1] - self.segments[:, 0]).to(torch.float32)
-        self.groups = batch.groups
+        ranges = batch.ranges if self.tokens == "all" else batch.target_ranges
+        self.segments, self.groups = Segments(ranges, batch.groups.device), batch.groups.to(torch.int32)
+        self.lengths = self.segments.lengths()
         self.statistics.add_samples(batch.groups, self.lengths.to(torch.int64))
 
     def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
         """Per-sample sums [samples, width] of one layer: called once a batch, in the layer's backward."""
-        for projection, total in scores.items():
-            score = total / self.lengths[:, None] if self.reduce == "mean_abs" else total.abs()
-            self.statistics.add_scores(layer, projection, score, self.groups)
-        self.statistics.add_units(layer, active, activation / self.lengths[:, None], self.groups)
+        for projection, sums in scores.items():
+            self.statistics.add_sums(layer, projection, sums, self.lengths, self.groups, self.reduce)
+        self.statistics.add_units(layer, active, activation, self.lengths, self.groups)
 
 
 def batch_of(examples: Sequence[Example], packed: bool, pad_id: int) -> Batch:
@@ -78,7 +79,7 @@ def score(
     def work(indices: list[int]) -> None:
         batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
         tap.begin(batch)
-        sum_of_losses(model, batch, config.loss).backward()
+        backpropagate(model, batch, config.loss)
 
     batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
     with tapped(model, tap):
@@ -129,17 +130,20 @@ def walk(
         after_batch(max(done, min(turn + 1, len(mine))))
 
 
-def sum_of_losses(model: nn.Module, batch: Batch, kind: str) -> Tensor:
-    """Sum over samples of each one's own loss: samples do not interact, so each keeps its own gradient."""
+def backpropagate(model: nn.Module, batch: Batch, kind: str) -> None:
+    """Forward and backward of the sum over samples of each one's own loss: none has a part in another's gradient.
+
+    Raises UserError naming the sentences whose loss is not finite. That waits for the device, so it comes when the
+    backward has been queued: before it the device would wait for the host as well.
+    """
     losses = target_losses(model, batch)
     loss = sample_means(losses, batch).sum() if kind == "mean" else losses.sum()
-    if not torch.isfinite(loss):
-        means = sample_means(losses.detach(), batch)
-        bad = [
-            uid for uid, mean in zip(batch.uids, means.tolist(), strict=True) if not torch.isfinite(torch.tensor(mean))
-        ]
-        raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
-    return loss
+    loss.backward()
+    if math.isfinite(float(loss.detach())):
+        return
+    means = sample_means(losses.detach(), batch).tolist()
+    bad = [uid for uid, mean in zip(batch.uids, means, strict=True) if not math.isfinite(mean)]
+    raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
 
 
 def counts_device(config: ScoreConfig, shape, groups: int, device: torch.device) -> torch.device:

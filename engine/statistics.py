@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, accumulate, bins
+from ..kernels.dispatch import use_triton
+from ..kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, Into, accumulate, add_scores, add_units, bins
 from . import sealed
 from .errors import UserError
 
@@ -109,16 +110,39 @@ class Statistics:
         self.clamped_low += ((scores > 0) & (scores < 2.0**self.lowest_octave)).sum()
         self.clamped_high += (scores >= 2.0 ** (self.lowest_octave + OCTAVES)).sum()
 
-    def add_units(self, layer: int, active: Tensor, activation_mean: Tensor, groups: Tensor) -> None:
-        """Counts the activity of one layer's intermediate units.
+    def add_sums(
+        self, layer: int, projection: str, sums: Tensor, lengths: Tensor, groups: Tensor, reduce: str = "mean_abs"
+    ) -> None:
+        """Counts the scores of one projection of one layer from each sample's sums: one launch on a GPU.
 
-        active: int32 [samples, intermediate], tokens of the sample with g > 0; activation_mean: float32 of the same
-        shape, the mean of h over the sample's tokens; groups: int64 [samples].
+        sums: float32 [samples, width], as the FFN's backward leaves them; lengths: float32 [samples], tokens that were
+        summed; groups: integer [samples]. `mean_abs` divides by the lengths, `abs_sum` takes the absolute value.
+        """
+        if not use_triton(sums):
+            scores = sums / lengths[:, None] if reduce == "mean_abs" else sums.abs()
+            self.add_scores(layer, projection, scores, groups.long())
+            return
+        self._follow(sums.device)
+        counts = self.histogram[projection][:, layer]
+        here = counts.device == sums.device
+        into = Into(self.total[projection][:, layer], self.clamped_low, self.clamped_high, counts if here else None)
+        codes = add_scores(sums, lengths if reduce == "mean_abs" else None, groups, into, self.lowest_octave)
+        if codes is not None:
+            _count(codes.to(counts.device), groups.long().to(counts.device), counts)
+
+    def add_units(self, layer: int, active: Tensor, activation: Tensor, lengths: Tensor, groups: Tensor) -> None:
+        """Counts the activity of one layer's intermediate units: one launch on a GPU.
+
+        active: int32 [samples, intermediate], tokens of the sample with g > 0; activation: float32 of the same shape,
+        the sum of h over the sample's tokens; lengths: float32 [samples]; groups: integer [samples].
         """
         self._follow(active.device)
-        count = len(self.groups)
+        if use_triton(activation):
+            add_units(active, activation, lengths, groups, self.active[:, layer], self.activation[:, layer])
+            return
+        count, groups = len(self.groups), groups.long()
         self.active[:, layer] += by_group(active, groups, count).to(torch.int64)  # exact: far below 2^53
-        self.activation[:, layer] += by_group(activation_mean, groups, count)
+        self.activation[:, layer] += by_group(activation / lengths[:, None], groups, count)
 
     def add_samples(self, groups: Tensor, tokens: Tensor) -> None:
         """Counts sentences and their tokens (int64 [samples] each); call it once a batch."""

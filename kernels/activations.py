@@ -5,6 +5,10 @@ gelu_tanh   x·σ(2√(2/π)(x + 0.044715x³))     Gemma-2, BLOOM: 0.5x(1 + tanh
 gelu        x·Φ(x)                           erf form
 
 tanh is written through the sigmoid because libdevice's is missing in the interpreter and slower on a GPU.
+
+On NVIDIA's parts the sigmoid is two approximate instructions with a multiplication and an addition, where the general
+form checks the ranges of the exponential and of the division: a third of all instructions of the forward kernel. Both
+have the same error, which is that of the exponential (tests/kernels/test_activations.py).
 """
 
 import math
@@ -66,26 +70,43 @@ def fused_pull(grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
 
 
 @jit
-def triton_value(x, ACTIVATION: tl.constexpr):
+def sigmoid(x, FAST: tl.constexpr):
+    """1 / (1 + 2^(-x·log2 e)) of a float32 block; infinite x gives 0 and 1. FAST: on parts that run PTX."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
+            "rcp.approx.ftz.f32 $0, t; }",
+            "=f,f",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.sigmoid(x)
+
+
+@jit
+def triton_value(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
     """`value` on a float32 block."""
     if ACTIVATION == "silu":
-        share = tl.sigmoid(x)
+        share = sigmoid(x, FAST)
     elif ACTIVATION == "gelu_tanh":
-        share = tl.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
+        share = sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x), FAST)
     else:
         share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
     return x * share
 
 
 @jit
-def triton_value_and_slope(x, ACTIVATION: tl.constexpr):
+def triton_value_and_slope(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
     """`value_and_slope` on a float32 block."""
     if ACTIVATION == "silu":
-        share = tl.sigmoid(x)
+        share = sigmoid(x, FAST)
         slope = share + x * share * (1 - share)
     elif ACTIVATION == "gelu_tanh":
         square = x * x
-        share = tl.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square))
+        share = sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square), FAST)
         slope = share + x * share * (1 - share) * (1.5957691216057308 + 0.21406444881780076 * square)
     else:
         share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

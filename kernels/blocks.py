@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .compile import DTYPES, SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, jit, on_device, pinned, selects_columns, tl, triton
+from .dispatch import Tile, jit, on_device, pinned, runs_ptx, selects_columns, tl, triton
 from .fold import OUTSIDE, Segments, as_stored, fold, tiles_of
 from .outputs import views
 
@@ -106,7 +106,16 @@ def launch_forward(kernel, table: dict[str, Tile], own: list, activation: str, g
     grid = (triton.cdiv(tokens, tile.block_rows) * triton.cdiv(width, tile.block_cols),)
     with on_device(own[0]):
         kernel[grid](
-            *own, gain, route, tokens, width, activation, tile.block_rows, tile.block_cols, num_warps=tile.warps
+            *own,
+            gain,
+            route,
+            tokens,
+            width,
+            activation,
+            runs_ptx(own[0]),
+            tile.block_rows,
+            tile.block_cols,
+            num_warps=tile.warps,
         )
 
 
@@ -140,13 +149,13 @@ def launch_backward(
         kernel[(count * triton.cdiv(width, tile.block_cols),)](
             *own, gain, route, tiles, into, partials, *chosen, *compact,
             tokens, width, samples, rows, *(0 if x is None else x.shape[1] for x in compact),
-            activation, signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
+            activation, runs_ptx(own[0]), signed, tile.rows, tile.block_rows, tile.block_cols, num_warps=tile.warps,
         )  # fmt: skip
         if segments is not None:
             fold(sums, partials, made)
         for x, index, view in zip(gradients, later, views(columns, [*later, None]), strict=False):
             if index is not None:
-                view.copy_(x.index_select(1, index))
+                torch.index_select(x, 1, index, out=view)
 
 
 def _placed(indices: list, columns: list, width: int) -> tuple[list, list]:

@@ -108,6 +108,8 @@ def build(case: AotCase, target: str) -> Any:
     assert not unknown, f"{case.name}: the kernel has no parameter {' '.join(sorted(unknown))}"
     signature = {name: case.signature.get(name, "constexpr") for name in parameters}
     constexprs = {name: case.constexprs.get(name) for name in parameters if name not in case.signature}
+    if "FAST" in constexprs:
+        constexprs["FAST"] = target.startswith("sm_")
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(parameters)

@@ -108,6 +108,11 @@ def architecture(tensor: Tensor) -> str:
     return _architecture(tensor.get_device()) if tensor.is_cuda else "interpret"
 
 
+def runs_ptx(tensor: Tensor) -> bool:
+    """Whether the tensor's part is NVIDIA's, so that a kernel may hold its assembly."""
+    return architecture(tensor).startswith("sm_")
+
+
 HERE = contextlib.nullcontext()
 
 

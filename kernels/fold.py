@@ -60,6 +60,10 @@ class Segments:
         """int32 [samples, 2] on the device."""
         return upload(self.ranges, torch.int32, self.device).reshape(-1, 2)
 
+    def lengths(self) -> Tensor:
+        """float32 [samples] on the device: tokens of each sample."""
+        return upload([float(end - begin) for begin, end in self.ranges], torch.float32, self.device)
+
     def tiles(self, tokens: int, rows: int) -> Tiles:
         """Tiles of at most `rows` tokens."""
         if (tokens, rows) not in self._tiles:

@@ -22,7 +22,7 @@ SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "inte
 @jit(do_not_specialize=("tokens",))
 def _forward_kernel(
     G, U, H, GAIN, ROUTE, tokens, width,
-    ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     tile, cols = block_of(width, BLOCK_COLS)
     begin = tile * BLOCK_ROWS
@@ -34,21 +34,21 @@ def _forward_kernel(
     g = tl.load(G + base + offset, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(U + base + offset, mask=mask, other=0.0).to(tl.float32)
     if GAIN is None:
-        h = triton_value(g, ACTIVATION) * u
+        h = triton_value(g, ACTIVATION, FAST) * u
     else:
         c = load_gain(GAIN, ROUTE, begin + rows, cols, row_mask, mask, width)
-        h = tl.where(c == 0, 0.0, triton_value(c * g, ACTIVATION) * (c * u))
+        h = tl.where(c == 0, 0.0, triton_value(c * g, ACTIVATION, FAST) * (c * u))
     tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
 
 
 @jit
-def _gradients(d, g, u, c, ACTIVATION: tl.constexpr):
+def _gradients(d, g, u, c, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
     """dg, du, h and whether the unit is active, of a float32 block; all zero where c = 0."""
     if c is None:
-        act, slope = triton_value_and_slope(g, ACTIVATION)
+        act, slope = triton_value_and_slope(g, ACTIVATION, FAST)
         return slope * u * d, act * d, act * u, g > 0
     else:
-        act, slope = triton_value_and_slope(c * g, ACTIVATION)
+        act, slope = triton_value_and_slope(c * g, ACTIVATION, FAST)
         on = c != 0
         dg = tl.where(on, c * (slope * (c * u) * d), 0.0)
         du = tl.where(on, c * (act * d), 0.0)
@@ -59,7 +59,7 @@ def _gradients(d, g, u, c, ACTIVATION: tl.constexpr):
 def _backward_kernel(
     DH, G, U, DG, DU, H, GAIN, ROUTE, TILES, SUMS, PARTIALS, GSLOT, USLOT, HSLOT, GCOPY, UCOPY, HCOPY,
     tokens, width, samples, partials, g_count, u_count, h_count,
-    ACTIVATION: tl.constexpr, SIGNED: tl.constexpr,
+    ACTIVATION: tl.constexpr, FAST: tl.constexpr, SIGNED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """DG, DU, H may be G, U, DH: a thread writes only the elements that it has read (a tile must not be smaller than
@@ -85,10 +85,10 @@ def _backward_kernel(
         g = tl.load(G + base + offset, mask=mask, other=0.0).to(tl.float32)
         u = tl.load(U + base + offset, mask=mask, other=0.0).to(tl.float32)
         if GAIN is None:
-            dg, du, h, on = _gradients(d, g, u, None, ACTIVATION)
+            dg, du, h, on = _gradients(d, g, u, None, ACTIVATION, FAST)
         else:
             c = load_gain(GAIN, ROUTE, row, cols, row_mask, mask, width)
-            dg, du, h, on = _gradients(d, g, u, c, ACTIVATION)
+            dg, du, h, on = _gradients(d, g, u, c, ACTIVATION, FAST)
         tl.store(DG + base + offset, dg.to(DG.dtype.element_ty), mask=mask)
         tl.store(DU + base + offset, du.to(DU.dtype.element_ty), mask=mask)
         if H is not None:

@@ -18,7 +18,7 @@ SCORES = {"default": Tile(256, 4, 256, 4), "gfx942": Tile(256, 8, 256, 4), "inte
 @jit(do_not_specialize=("tokens",))
 def _forward_kernel(
     P, H, BIAS, GAIN, ROUTE, tokens, width,
-    ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     tile, cols = block_of(width, BLOCK_COLS)
     begin = tile * BLOCK_ROWS
@@ -33,7 +33,7 @@ def _forward_kernel(
         z = c * z
     if BIAS is not None:
         z += tl.load(BIAS + cols, mask=cols < width, other=0.0).to(tl.float32)[None, :]
-    h = triton_value(z, ACTIVATION)
+    h = triton_value(z, ACTIVATION, FAST)
     if GAIN is not None:
         h = tl.where(c == 0, 0.0, h)
     tl.store(H + base + offset, h.to(H.dtype.element_ty), mask=mask)
@@ -43,7 +43,7 @@ def _forward_kernel(
 def _backward_kernel(
     DH, P, DP, H, BIAS, GAIN, ROUTE, TILES, SUMS, PARTIALS, PSLOT, HSLOT, PCOPY, HCOPY,
     tokens, width, samples, partials, p_count, h_count,
-    ACTIVATION: tl.constexpr, SIGNED: tl.constexpr,
+    ACTIVATION: tl.constexpr, FAST: tl.constexpr, SIGNED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     tile, cols = block_of(width, BLOCK_COLS)
@@ -74,7 +74,7 @@ def _backward_kernel(
             z = c * z
         if BIAS is not None:
             z += bias
-        h, slope = triton_value_and_slope(z, ACTIVATION)
+        h, slope = triton_value_and_slope(z, ACTIVATION, FAST)
         h = tl.where(on, h, 0.0)
         dz = tl.where(on, slope * d, 0.0)
         dp = dz

@@ -18,6 +18,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from ...kernels.fold import Segments
 from .. import distributed
 from ..batching import Batch, Example, batches_by_tokens, pad, shuffled
 from ..cli import one_line
@@ -113,8 +114,8 @@ class Recorder(ScoreTap):
         self.kept: dict[Channel, list[Tensor]] = {channel: [] for channel in channels}
 
     def begin(self, batch: Batch) -> None:
-        self.segments = batch.segments
-        self.lengths = (batch.segments[:, 1] - batch.segments[:, 0]).to(torch.float32)
+        self.segments = Segments(batch.ranges, batch.groups.device)
+        self.lengths = self.segments.lengths()
 
     def record(self, layer: int, scores: dict[str, Tensor], *units: Tensor) -> None:
         for channel in self.channels:

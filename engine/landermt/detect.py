@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ...kernels.fold import Segments
 from ..attention import inputs_of
 from ..batching import Batch, Example, batches_by_tokens
 from ..config import ScoreConfig
@@ -21,7 +22,7 @@ from ..errors import UserError
 from ..ffn import find_ffns
 from ..fused import FusedFFN
 from ..models import packs_long_rows
-from ..scoring import batch_of, sum_of_losses, tapped, walk
+from ..scoring import backpropagate, batch_of, tapped, walk
 from .detection import Detection
 
 
@@ -31,14 +32,14 @@ class AwarenessTap:
     def __init__(self, detection: Detection, config: ScoreConfig) -> None:
         self.detection, self.reduce = detection, config.token_reduce
         self.anchor = torch.zeros((), requires_grad=True)
-        self.segments: Tensor
+        self.segments: Segments
         self.lengths: Tensor
         self.languages: Tensor
 
     def begin(self, batch: Batch) -> None:
         """Take the next batch of sentences; its groups are languages."""
-        self.segments, self.languages = batch.segments, batch.groups
-        self.lengths = (batch.segments[:, 1] - batch.segments[:, 0]).to(torch.float32)
+        self.segments, self.languages = Segments(batch.ranges, batch.groups.device), batch.groups
+        self.lengths = self.segments.lengths()
         self.detection.add_sentences(batch.groups)
 
     def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
@@ -96,7 +97,7 @@ def detect(
     def learn(indices: list[int]) -> None:
         batch = batch_of([sentences[i] for i in indices], packed, pad_id).to(device)
         tap.begin(batch)
-        sum_of_losses(model, batch, config.loss).backward()
+        backpropagate(model, batch, config.loss)
 
     with tapped(model, tap):
         walk(backward, learn, **turns, done=max(0, done - first), after_batch=lambda n: after_batch(first + n))
@@ -113,7 +114,7 @@ def observed(model: nn.Module, detection: Detection) -> Iterator[Callable[[Batch
     groups: list[Tensor] = []
 
     def begin(batch: Batch) -> None:
-        ranges[:], groups[:] = batch.segments.tolist(), [batch.groups]
+        ranges[:], groups[:] = batch.ranges, [batch.groups]
         detection.add_prompts(batch.groups)
 
     def means(x: Tensor) -> Tensor:

@@ -58,13 +58,11 @@ def test_packed_positions_restart():
     batch = pack(SAMPLES)
     assert batch.input_ids.shape == (1, 11)
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
-    assert batch.longest == 5
 
 
 def test_padding_is_on_the_right():
     batch = pad(SAMPLES, 99)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [1, 2, 99, 99, 99], [3, 4, 0, 0, 99]]
-    assert batch.longest == 5
     assert batch.position_ids is None
 
 

@@ -15,7 +15,7 @@ from slicetune.engine import cross_entropy
 from slicetune.engine.batching import pack, pad
 from slicetune.engine.cross_entropy import loss_path, token_losses
 from slicetune.engine.loss import target_losses
-from slicetune.engine.scoring import sum_of_losses
+from slicetune.engine.scoring import backpropagate
 
 TOKENS, HIDDEN, VOCAB = 23, 16, 50
 
@@ -175,11 +175,11 @@ def test_ligers_gradients_are_weighted_token_by_token(monkeypatch, cap):
 
 
 def test_scoring_takes_the_same_path(monkeypatch):
-    """sum_of_losses of a frozen model: the gradient at the first block's input is that of whole logits."""
+    """backpropagate through a frozen model: the gradient at the first block's input is that of whole logits."""
     model, batch = toys.model().requires_grad_(False), pack(toys.examples(4))
     found = []
     model.model.layers[0].register_forward_pre_hook(lambda module, args: found.append(args[0].requires_grad_()))
-    sum_of_losses(model, batch, "sum").backward()
+    backpropagate(model, batch, "sum")
     got, other = found[0].grad, found.pop().detach().clone().requires_grad_()
     logits = model(inputs_embeds=other, position_ids=batch.position_ids, use_cache=False).logits[0][batch.predict]
     (want,) = torch.autograd.grad(F.cross_entropy(logits, batch.target, reduction="sum"), other)

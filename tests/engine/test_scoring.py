@@ -70,9 +70,10 @@ class Recorder:
 
     def add_samples(self, groups, tokens) -> None: ...
 
-    def add_units(self, layer, active, activation, groups) -> None: ...
+    def add_units(self, layer, active, activation, lengths, groups) -> None: ...
 
-    def add_scores(self, layer, projection, scores, groups) -> None:
+    def add_sums(self, layer, projection, sums, lengths, groups, reduce) -> None:
+        scores = sums / lengths[:, None] if reduce == "mean_abs" else sums.abs()
         kept = self.scores.setdefault((layer, projection), torch.full((len(self.row), scores.shape[1]), torch.nan))
         kept[[self.row[uid] for uid in self.batch]] = scores.float()
 

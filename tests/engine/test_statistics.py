@@ -37,7 +37,7 @@ def collect(order: torch.Tensor, batches: int, shape=SHAPE) -> Statistics:
         for (layer, projection), values in scores.items():
             stats.add_scores(layer, projection, values[rows], groups[rows])
         for layer in range(SHAPE.layers):
-            stats.add_units(layer, active[rows], activation[rows], groups[rows])
+            stats.add_units(layer, active[rows], activation[rows], torch.ones(len(rows)), groups[rows])
         stats.add_samples(groups[rows], rows + 1)
     return stats
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from slicetune.kernels import histogram
+from slicetune.kernels.dispatch import INTERPRET
 
 
 def expected(scores: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor, lowest: int) -> torch.Tensor:
@@ -88,3 +89,41 @@ def test_nothing_to_count():
 def test_range_is_checked(lowest):
     with pytest.raises(ValueError, match="lowest_octave"):
         histogram.bins(torch.zeros(1), lowest)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="statistics.py has the torch path, and its tests")
+@pytest.mark.parametrize("reduce", ["mean_abs", "abs_sum"])
+@pytest.mark.parametrize("here", [True, False])
+def test_sums_become_statistics_in_one_launch(reduce, here):
+    """Scores, bins, totals and what lies outside, against the same in plain torch; and where counts lie elsewhere."""
+    scores, group, counts = example(9, 70, 3)
+    sums = scores * torch.randn(9, 1).sign() if reduce == "abs_sum" else scores
+    sums[0, :3] = torch.tensor([0.0, 2.0**-45, 2.0**10])
+    lengths = torch.arange(3.0, 12.0)
+    score = sums / lengths[:, None] if reduce == "mean_abs" else sums.abs()
+    whole = torch.ones(3, 2, 70, dtype=torch.float64)
+    low, high = torch.tensor(5), torch.tensor(7)
+    into = histogram.Into(whole[:, 1], low, high, counts if here else None)
+    codes = histogram.add_scores(sums, lengths if reduce == "mean_abs" else None, group.int(), into, -20)
+    if here:
+        assert codes is None
+        assert torch.equal(counts, expected(score, group, torch.zeros_like(counts), -20))
+    else:
+        assert torch.equal(codes, histogram.bins(score, -20))
+    want = torch.stack([score[group == g].double().sum(0) for g in range(3)])
+    assert torch.allclose(whole[:, 1] - 1, want, rtol=1e-14)
+    assert torch.equal(whole[:, 0], torch.ones(3, 70, dtype=torch.float64))
+    assert low == 5 + ((score > 0) & (score < 2.0**-20)).sum()
+    assert high == 7 + (score >= 2.0**12).sum()
+
+
+@pytest.mark.skipif(not INTERPRET, reason="statistics.py has the torch path, and its tests")
+def test_units_in_one_launch():
+    group, lengths = torch.tensor([1, 0, 1, 2]), torch.tensor([3.0, 5.0, 2.0, 7.0])
+    active, activation = torch.randint(0, 9, (4, 70), dtype=torch.int32), torch.randn(4, 70)
+    counts, total = torch.ones(3, 2, 70, dtype=torch.int64), torch.zeros(3, 2, 70, dtype=torch.float64)
+    histogram.add_units(active, activation, lengths, group.int(), counts[:, 1], total[:, 1])
+    for g in range(3):
+        assert torch.equal(counts[g, 1] - 1, active[group == g].sum(0))
+        mean = activation[group == g] / lengths[group == g][:, None]
+        assert torch.allclose(total[g, 1], mean.double().sum(0), rtol=1e-14)
