@@ -44,9 +44,7 @@ class Batch:
     input_ids: Tensor
     """int64 [rows, width]."""
     position_ids: Tensor | None
-    """int64 [rows, width], restarting with every sample, when packed; None when padded."""
-    attention_mask: Tensor | None
-    """int64 [rows, width], 1 on tokens, when padded (on the right); None when packed."""
+    """int64 [rows, width], restarting with every sample, when packed; None when padded (on the right)."""
     segments: Tensor
     """int32 [samples, 2]: half-open range of each sample's tokens in the flattened [rows * width]."""
     target_segments: Tensor
@@ -116,18 +114,16 @@ def pack(examples: Sequence[Example], weights: Sequence[float] | None = None) ->
     starts = list(accumulate(lengths, initial=0))[:-1]
     ids = torch.tensor([[token for example in examples for token in example.input_ids]])
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    return _batch(examples, starts, ids, positions, None, weights)
+    return _batch(examples, starts, ids, positions, weights)
 
 
 def pad(examples: Sequence[Example], pad_id: int, weights: Sequence[float] | None = None) -> Batch:
     """One row a sample [samples, longest], padded on the right with `pad_id`."""
     width = max(len(example.input_ids) for example in examples)
     ids = torch.full((len(examples), width), pad_id)
-    mask = torch.zeros(len(examples), width, dtype=torch.int64)
     for row, example in enumerate(examples):
         ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-        mask[row, : len(example.input_ids)] = 1
-    return _batch(examples, [row * width for row in range(len(examples))], ids, None, mask, weights)
+    return _batch(examples, [row * width for row in range(len(examples))], ids, None, weights)
 
 
 def _batch(
@@ -135,7 +131,6 @@ def _batch(
     starts: Sequence[int],
     ids: Tensor,
     positions: Tensor | None,
-    mask: Tensor | None,
     weights: Sequence[float] | None,
 ) -> Batch:
     """Index the targets of samples whose tokens begin at `starts` in the flattened `ids`."""
@@ -149,7 +144,6 @@ def _batch(
     return Batch(
         input_ids=ids,
         position_ids=positions,
-        attention_mask=mask,
         segments=torch.tensor(segments, dtype=torch.int32),
         target_segments=torch.tensor(predicting, dtype=torch.int32),
         predict=predict,

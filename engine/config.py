@@ -35,14 +35,18 @@ class ModelConfig:
     path: str = "tiny"
     """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot, German to
     English; `tiny-pairs` translates both ways."""
-    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
-    """`auto` takes flash-attn on a GPU where it is installed, else torch's sdpa; the chosen path is printed."""
+    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = "auto"
+    """`auto` takes on a GPU flash-attn where it is installed, else torch's own attention over packed rows (`varlen`)
+    where it can, else, and on a CPU, torch's sdpa; the chosen path is printed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     recompute_ffn: bool = False
     """Keep an FFN's input alone and compute gate and up again: an eighth of its memory, a third more FFN time."""
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; the first updates wait for the
+    compiler. Scoring, dev loss and decoding run uncompiled."""
 
 
 @dataclass
@@ -275,6 +279,12 @@ class RunConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
         if (self.gpus or self.gpu_memory) and not self.dry_run:
             raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
+        if self.model.compile == "blocks" and self.zero.stage == 3:
+            raise UserError(
+                "--model.compile blocks: ZeRO stage 3 gathers weights within blocks: use --zero.stage 1 or 2"
+            )
+        if self.model.compile == "blocks" and getattr(self.method, "magnitude", False):
+            raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
             raise UserError(f"--export.adapter: what {self.method.name} trains is no LoRA; leave it at none")
 

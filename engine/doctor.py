@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -25,7 +24,9 @@ from ..kernels.gated import gated_backward, gated_forward
 from ..kernels.histogram import BINS, accumulate
 from ..kernels.slice_gradient import column_gradient, row_gradient
 from ..kernels.tap import tap
+from .attention import flash_attn, packed_path
 from .cli import one_line
+from .cross_entropy import loss_path
 from .optim import SparseColumnAdamW
 
 NEEDED = {"torch": "2.11", "transformers": "5.17", "deepspeed": "0.19.8", "safetensors": "0.6", "sacrebleu": "2.5"}
@@ -76,16 +77,16 @@ def capabilities() -> list[Finding]:
         rows.append((True, "no GPU: runs are possible on the CPU, with small models (fp32, plain torch kernels)"))
     probe = torch.zeros(1, device=device())
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
     backends = {"NCCL": torch.distributed.is_nccl_available(), "gloo": torch.distributed.is_gloo_available()}
     for name, there in {
         "bf16 on a GPU": bf16,
         "Triton kernels": use_triton(probe),
-        "flash-attn": flash,
+        "flash-attn": flash_attn(device()),
         **backends,
     }.items():
         rows.append((True, f"{name}: {'yes' if there else 'no'}"))
-    return rows
+    path = packed_path(device(), torch.bfloat16 if bf16 else torch.float32)
+    return [*rows, (True, f"attention over packed rows: {path}"), (True, f"loss: {loss_path(device())}")]
 
 
 def room(folder: Path) -> list[Finding]:

@@ -124,7 +124,7 @@ def _resolved(config: RunConfig, shape: ModelShape, plan: Plan) -> dict[str, obj
     """What settings that leave the value to the run turn out to be."""
     path = memory.attention_path(config, shape)
     if path == "eager" and shape.softcap:
-        path += ", as sdpa caps no logits: slicetune[flash] saves the matrix of scores"
+        path += ", as neither varlen nor sdpa caps logits: slicetune[flash] saves the matrix of scores"
     resolved: dict[str, object] = {"model.attention": path}
     if config.model.dtype == "auto":
         resolved["model.dtype"] = "bfloat16 on a GPU"

@@ -23,6 +23,7 @@ from ..kernels.outputs import buffer_of
 from ..kernels.plain import plain_backward, plain_forward
 from ..kernels.slice_gradient import compact_gradient
 from ..kernels.tap import tap as product_sums
+from .fused_traced import for_compiler, traced
 from .slices import SliceLinear, cast_for_autocast
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class FusedFFN(nn.Module):
         return [self.projection(role) for role in self.names]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_compiling() and not self.tap and for_compiler(self):
+            y = traced(self, x)
+            return y if residual is None else residual + y
         function = _GatedFFN if "gate" in self.names else _PlainFFN
         slices = [p for linear in self.linears() for p in _slots(linear)]
         y = function.apply(x, self, self.tap.anchor if self.tap else None, *slices)

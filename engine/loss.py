@@ -1,41 +1,48 @@
-"""Cross-entropy of target tokens, with logits computed at their positions only."""
+"""Cross-entropy of target tokens, with logits computed at their positions only, a chunk of them at a time.
+
+Next: cross_entropy.py, the chunks.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import inputs_of
 from .batching import Batch
+from .cross_entropy import token_losses
 
 
-def target_losses(model: nn.Module, batch: Batch) -> Tensor:
+def target_losses(model: Any, batch: Batch) -> Tensor:
     """Cross-entropy [L] in float32 of every target token of a packed or padded batch, in `batch.target`'s order.
 
-    Packed rows carry position_ids that restart and no mask: transformers builds the block-diagonal mask itself, which
-    it does only without a cache.
+    `model` is a causal LM, or a ZeroEngine around one: DeepSpeed wants its own forward, which is that of `Losses`.
     """
-    if batch.position_ids is not None:
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=batch.predict,
-        ).logits[0]
-    elif isinstance(model, nn.Module):
-        logits = _padded_logits(model, batch)
-    else:  # a DeepSpeed engine wants its own forward
-        full = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        logits = full.flatten(0, 1)[batch.predict]
-    return F.cross_entropy(logits.float(), batch.target, reduction="none")
+    return _losses(model, batch) if isinstance(model, nn.Module) else model(batch)
 
 
-def _padded_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [L, vocabulary] at the label positions of a padded batch (`logits_to_keep` cannot name them by row)."""
-    hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    logits = model.get_output_embeddings()(hidden.last_hidden_state.flatten(0, 1)[batch.predict])
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma-2
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+class Losses(nn.Module):
+    """A causal LM whose forward gives the losses of `target_losses`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.training = model, model.training
+
+    def forward(self, batch: Batch) -> Tensor:
+        return _losses(self.model, batch)
+
+
+def _losses(model: nn.Module, batch: Batch) -> Tensor:
+    hidden = model.base_model(**inputs_of(model, batch)).last_hidden_state.flatten(0, 1)[batch.predict]
+    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)  # Gemma-2
+    # The head is called as a module, so that hooks see it: ZeRO-3 gathers its weight around the call and its backward.
+    head.forward = lambda hidden: token_losses(hidden, head.weight, head.bias, batch.target, cap)
+    try:
+        return head(hidden).float()
+    finally:
+        del head.forward
 
 
 def sample_means(losses: Tensor, batch: Batch) -> Tensor:

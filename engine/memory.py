@@ -12,8 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .attention import no_varlen_of_shape
 from .config import RunConfig
 from .counts import linears
+from .cross_entropy import CHUNK
 from .landermt.routes import languages_of
 from .methods.adapter import Adapter
 from .methods.adapter_lora import AdapterLora
@@ -61,23 +63,25 @@ def value_bytes(config: RunConfig) -> int:
 
 
 def attention_path(config: RunConfig, shape: ModelShape) -> str:
-    """`flash`, `sdpa` or `eager`: what `auto` finds on this machine and what the architecture allows.
+    """`flash`, `varlen`, `sdpa` or `eager`: what `auto` finds on a GPU and what the architecture allows.
 
-    sdpa caps no logits (Gemma-2) and transformers' BLOOM has its own attention: those fall back to eager.
+    varlen and sdpa cap no logits (Gemma-2) and transformers' BLOOM has its own attention: those fall back to eager.
     """
     choice = config.model.attention
     if choice == "auto":
-        choice = "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
-    return "eager" if not shape.gated or (shape.softcap and choice == "sdpa") else choice
+        fits = value_bytes(config) == 2 and not no_varlen_of_shape({"head_dim": shape.head_dim})
+        choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if fits else "sdpa"
+    return "eager" if not shape.gated or (shape.softcap and choice in ("varlen", "sdpa")) else choice
 
 
 def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int, ffn: int | None = None) -> int:
     """Bytes that one block saves of one token for its backward; `width` is 4 or 2 bytes a value.
 
     Norms save their input (transformers' RMSNorm in fp32); the FFN its pre-activations and one vector of the model's
-    width, x while training, y while scoring. `flash` saves q, k, v, its output and a log-sum a head; `sdpa` keys and
-    values repeated for every head and a row of the mask; `eager` those, no output, and `sequence` scores a head. `ffn`
-    is how many values a token the fused FFN's part really are, where a method runs the model's own modules.
+    width, x while training, y while scoring. `flash`, `varlen` and `rows` (sdpa without a mask) save q, k, v, the
+    output and a log-sum a head; `sdpa` keys and values repeated for every head and a row of the mask; `eager` those, no
+    output, and `sequence` scores a head. `ffn` is how many values a token the fused FFN's part really are, where a
+    method runs the model's own modules.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = shape.norms * shape.hidden * (4 if shape.gated else width)
@@ -124,8 +128,9 @@ def activations(
 
     `checkpointing` None takes the run's own choice.
     """
-    width = value_bytes(config)
-    block = saved_per_token(shape, width, attention_path(config, shape), sequence, module_values(config, shape))
+    width, path = value_bytes(config), attention_path(config, shape)
+    path = "rows" if path == "sdpa" and sequence < tokens else path  # padded rows have no mask
+    block = saved_per_token(shape, width, path, sequence, module_values(config, shape))
     if config.model.activation_checkpointing if checkpointing is None else checkpointing:
         size = tokens * (shape.layers * shape.hidden * width + block)
         formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
@@ -134,11 +139,15 @@ def activations(
     return Part("activations, no checkpointing", formula, tokens * shape.layers * block)
 
 
-def _transient(shape: ModelShape, tokens: int, width: int) -> Iterator[Part]:
-    """What a backward holds for a moment: logits, and one FFN's gradients."""
-    rows, size = math.ceil(tokens * PREDICTING), width + 8 if width == 2 else 8
-    formula = f"{rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities, gradient)"
-    yield Part("logits", formula, rows * shape.vocab * size)
+def _transient(config: RunConfig, shape: ModelShape, tokens: int) -> Iterator[Part]:
+    """What a backward holds for a moment: a chunk of the logits, and one FFN's gradients."""
+    width, rows = value_bytes(config), math.ceil(tokens * PREDICTING)
+    chunk, size = min(rows, CHUNK // shape.vocab), 12 if shape.softcap else 8
+    formula = f"{chunk:,} of {rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities)"
+    yield Part("logits", formula, chunk * shape.vocab * size)
+    if isinstance(config.method, Full) and width == 2:
+        formula = f"{shape.vocab:,} × {shape.hidden:,} × 6 B (its sum in fp32, and a chunk's)"
+        yield Part("the output head's gradient", formula, shape.vocab * shape.hidden * 6)
     values = (4 if shape.gated else 3) * shape.intermediate + 2 * shape.hidden
     yield Part("one FFN's backward", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width)
 
@@ -165,7 +174,7 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
             Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
             detection(config, shape),
             activations(config, shape, tokens, config.data.max_length),
-            *_transient(shape, tokens, width),
+            *_transient(config, shape, tokens),
         ]
     return [
         Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
@@ -181,7 +190,7 @@ def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None)
             groups * (shape.neurons * 8 + units * 16),
         ),
         activations(config, shape, tokens, config.data.max_length),
-        *_transient(shape, tokens, width),
+        *_transient(config, shape, tokens),
     ]
 
 
@@ -214,7 +223,7 @@ def training(
         Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
         Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
         activations(config, shape, tokens, training_sequence(config, shape, tokens)),
-        *_transient(shape, tokens, width),
+        *_transient(config, shape, tokens),
     ]
     if stage == 3:
         live = shape.block_parameters + shape.vocab * shape.hidden

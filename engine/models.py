@@ -6,7 +6,6 @@ Weights go straight to their device; no pickle and no remote code is read. Next:
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import baichuan, folders
+from . import attention, baichuan, folders
 from .config import ModelConfig
 from .errors import UserError
 
@@ -62,29 +61,6 @@ def _download(path: str) -> Path:
         ) from None
 
 
-def attention_path(choice: str, device: torch.device, model_type: str) -> str:
-    """The attention implementation by transformers' name, for an architecture by its config's `model_type`.
-
-    `auto`: flash-attn where it is installed, else sdpa, else (Gemma-2's capped scores, BLOOM's ALiBi) eager. Raises
-    UserError for one that was asked for and cannot be had.
-    """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if model_type not in CONFIG_MAPPING:
-        raise UserError(f"model_type {model_type!r} is not one that the installed transformers knows: upgrade it")
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
-    installed = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
-    can = {"flash": installed and architecture._supports_flash_attn, "sdpa": architecture._supports_sdpa, "eager": True}
-    if choice == "auto":
-        choice = next(name for name in can if can[name])
-    if choice == "flash" and not installed:
-        raise UserError("--model.attention flash: flash-attn needs a GPU and `pip install slicetune[flash]`")
-    if not can[choice]:
-        raise UserError(f"--model.attention {choice}: {model_type} does not support it: use auto")
-    return "flash_attention_2" if choice == "flash" else choice
-
-
 def model_dtype(choice: str, device: torch.device) -> torch.dtype:
     if choice == "auto":
         choice = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
@@ -117,10 +93,13 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
 
     logging.disable_progress_bar()
     folder = snapshot(path)
+    about, dtype = read_config(folder), dtype or model_dtype(config.dtype, device)
+    _refuse_scaled_logits(folder, about)
+    attention.register()
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype or model_dtype(config.dtype, device),
-        attn_implementation=attention_path(config.attention, device, read_config(folder)["model_type"]),
+        dtype=dtype,
+        attn_implementation=attention.attention_path(config.attention, device, about, dtype),
         device_map=None if device.type == "cpu" else device,
         use_safetensors=True,
         trust_remote_code=False,
@@ -132,6 +111,16 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
     if config.activation_checkpointing:
         checkpoint_activations(model)
     return model
+
+
+def _refuse_scaled_logits(folder: Path, about: dict[str, Any]) -> None:
+    """Raises UserError for a model that multiplies its logits: loss.py takes the head's own (and caps them)."""
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if about.get(name, 1) != 1:
+            raise UserError(
+                f"{folder}/config.json: {name} {about[name]}: a model that scales its logits cannot be trained: "
+                "use a Llama, Qwen2, Gemma-2, Mistral, Baichuan2 or BLOOM checkpoint"
+            )
 
 
 def empty_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -158,10 +147,10 @@ def takes_position_ids(model: nn.Module) -> bool:
 def packs_long_rows(model: nn.Module) -> bool:
     """Whether thousands of tokens go into one packed row without waste.
 
-    flash-attn skips what lies outside a sample; other attention computes the whole square of the row (4,096 tokens of
-    90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
+    flash-attn and torch's varlen skip what lies outside a sample; other attention computes the whole square of the
+    row (4,096 tokens of 90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
     """
-    return takes_position_ids(model) and model.config._attn_implementation == "flash_attention_2"
+    return takes_position_ids(model) and model.config._attn_implementation in attention.SAMPLE_BY_SAMPLE
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

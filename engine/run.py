@@ -17,9 +17,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import baichuan, choosing_stages, comet, corpus, decoding_stages, distributed, models, status, training_stages
+from . import (
+    attention,
+    baichuan,
+    choosing_stages,
+    comet,
+    corpus,
+    decoding_stages,
+    distributed,
+    models,
+    status,
+    training_stages,
+)
 from .batching import Example, examples
 from .config import RunConfig
+from .cross_entropy import loss_path
 from .errors import UserError
 from .landermt import stages as detection_stages
 from .landermt.routes import ROUTES, Routes
@@ -188,14 +200,14 @@ class Run:
         return NeuronSet.load(self.out / "neurons.safetensors") if self.config.method.selects else None
 
     def _capabilities(self) -> str:
-        dtype = str(models.model_dtype(self.config.model.dtype, self.device)).removeprefix("torch.")
-        attention = models.attention_path(
-            self.config.model.attention, self.device, models.read_config(self.base)["model_type"]
-        )
+        model, device = self.config.model, self.device
+        dtype = models.model_dtype(model.dtype, device)
+        path = attention.attention_path(model.attention, device, models.read_config(self.base), dtype)
         return (
-            f"{distributed.world()} rank(s) on {self.device.type}, torch {torch.__version__}, {dtype}, attention "
-            f"{attention}, ZeRO stage {self.config.zero.stage}; {self.shape.name}: {self.shape.neurons:,} neurons, "
-            f"{self.shape.parameters:,} parameters"
+            f"{distributed.world()} rank(s) on {device.type}, torch {torch.__version__}, "
+            f"{str(dtype).removeprefix('torch.')}, attention {path.removeprefix('slicetune_')}, loss in "
+            f"{loss_path(device)}, ZeRO stage {self.config.zero.stage}; {self.shape.name}: {self.shape.neurons:,} "
+            f"neurons, {self.shape.parameters:,} parameters"
         )
 
     def examples(self, split: str, limit: int, only: Sequence[str] = ()) -> list[Example]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from . import distributed, signals
 from .batching import Batch, Example, Order, PairOrder, pack, pad
+from .compiled import compile_blocks
 from .config import RunConfig
 from .diary import Diary
 from .guard import FiniteWatch
@@ -122,6 +123,8 @@ def train(
         load_masters(model, tensors)
     model.train()
     engine = ZeroEngine(model, config, plan.micro_batch, plan.accumulation)
+    if config.model.compile == "blocks":
+        distributed.print0(f"training: {compile_blocks(model)} blocks compiled at their first use")
     if tensors:
         engine.load_state(tensors, state.group_steps)
     update = Updater(engine, config, plan, order, Batcher(takes_position_ids(model), pad_id, router))

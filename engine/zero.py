@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batching import Batch
 from .config import RunConfig
 from .distributed import rank, same_timeout, world
 from .fused import FusedFFN
 from .groups import activate, optimizer_groups
+from .loss import Losses
 from .optim import SparseColumnAdamW
 from .slices import leave_to_optimizer
 
@@ -80,7 +82,7 @@ class ZeroEngine:
             same_sums_as_stage_3(model)
         self.written = leave_to_optimizer(model) if self.stage < 3 else None
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model,
+            model=Losses(model),
             optimizer=optimizer,
             config=deepspeed_config(config, micro_batch, accumulation, bf16),
             dist_init_required=False,
@@ -89,8 +91,9 @@ class ZeroEngine:
         self.client = optimizer
         self._create_state()
 
-    def __call__(self, **inputs: Any) -> Any:
-        return self.engine(**inputs)
+    def __call__(self, batch: Batch) -> Tensor:
+        """The losses of loss.target_losses."""
+        return self.engine(batch)
 
     def begin_update(self, lr: float, pairs: Collection[str] | None = None) -> None:
         """Set the next update's learning rate, and, of a routed model, the language pairs whose units it trains.

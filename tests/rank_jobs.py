@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 import toys
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 
 from slicetune.engine import checkpoint, cli, comet, distributed, signals, status
@@ -49,6 +50,16 @@ def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]
     distributed.barrier()
     last, _ = checkpoint.newest(folder.parent)
     return checkpoint.load(last)[0]
+
+
+def train_compiled(out: str, overrides: dict[str, Any]) -> tuple[list[float], int, int]:
+    """As train_slices; each update's loss, the graphs that were compiled, and how often a block was cut in two."""
+    torch._dynamo.reset()
+    counters.clear()
+    train_slices(out, overrides)
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    return losses, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
 def train_method(

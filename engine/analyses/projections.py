@@ -18,6 +18,7 @@ import tyro
 from torch import Tensor, nn
 
 from .. import distributed, tokens
+from ..attention import inputs_of
 from ..batching import Example, batches_by_tokens, pad
 from ..cli import one_line
 from ..errors import UserError
@@ -83,7 +84,7 @@ def pre_activations(model: nn.Module, layer: int, sentences: list[Example], pad_
         for indices in batches_by_tokens(sentences, TOKENS, packed=False):
             batch = pad([sentences[i] for i in indices], pad_id).to(distributed.device())
             with torch.no_grad():
-                model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+                model.base_model(**inputs_of(model, batch))
             flat = kept.pop().flatten(0, -2).float()
             for i, (begin, end) in zip(indices, batch.segments.tolist(), strict=True):
                 found[i] = flat[begin:end].mean(0).cpu()

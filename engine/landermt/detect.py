@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.fold import Segments
+from ..attention import inputs_of
 from ..batching import Batch, Example, batches_by_tokens
 from ..config import ScoreConfig
 from ..errors import UserError
@@ -87,10 +88,8 @@ def detect(
         def look(indices: list[int]) -> None:
             batch = batch_of([prompts[i] for i in indices], packed, pad_id).to(device)
             begin(batch)
-            inputs = {"input_ids": batch.input_ids, "use_cache": False}
-            inputs |= {"position_ids": batch.position_ids} if packed else {"attention_mask": batch.attention_mask}
             with torch.no_grad():
-                model.base_model(**inputs)
+                model.base_model(**inputs_of(model, batch))
 
         walk(forward, look, **turns, done=min(done, first), after_batch=lambda n: after_batch(max(n, done)))
     tap = AwarenessTap(detection, config)

@@ -58,13 +58,11 @@ def test_packed_positions_restart():
     batch = pack(SAMPLES)
     assert batch.input_ids.shape == (1, 11)
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
-    assert batch.attention_mask is None
 
 
-def test_padding_is_on_the_right_and_masked():
+def test_padding_is_on_the_right():
     batch = pad(SAMPLES, 99)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [1, 2, 99, 99, 99], [3, 4, 0, 0, 99]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
     assert batch.position_ids is None
 
 
@@ -104,7 +102,7 @@ def test_packed_padded_and_single_logits_agree():
     with torch.no_grad():
         alone = torch.cat([model(torch.tensor([e.input_ids]), use_cache=False).logits[0] for e in SAMPLES])
         own = model(packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits.flatten(0, 1)
-        rows = model(padded.input_ids, attention_mask=padded.attention_mask, use_cache=False).logits.flatten(0, 1)
+        rows = model(padded.input_ids, use_cache=False).logits.flatten(0, 1)
         one_text = model(packed.input_ids, use_cache=False).logits.flatten(0, 1)
     torch.testing.assert_close(own, alone)
     torch.testing.assert_close(rows[padded.predict], alone[packed.predict])

@@ -16,6 +16,8 @@ def test_all_is_well_here(capsys, tmp_path):
     assert "all is well" in said
     assert "BAD" not in said
     assert all(name in said for name in (*doctor.NEEDED, *doctor.CHECKS, "NCCL", "gloo", "bf16", "flash-attn"))
+    assert "attention over packed rows: sdpa" in said
+    assert "loss: chunks" in said
     assert not (tmp_path / "not").exists()
 
 

@@ -194,7 +194,7 @@ def test_scoring_memory_of_an_8b_model():
     got = parts(rows)
     assert got["weights"] == 2 * 8_030_261_248
     assert got["histogram counts"] == 4 * 1_048_576 * 256 * 4  # 4.3 GB
-    assert got["logits"] == 2048 * 128_256 * 10
+    assert got["logits"] == 523 * 128_256 * 8  # a chunk of them
     assert memory.device_total(rows) == sum(got.values())
     on_host = config(score=ScoreConfig(counts="host"))
     assert memory.device_total(memory.scoring(on_host, LLAMA31_8B)) == sum(got.values()) - got["histogram counts"]
@@ -277,10 +277,30 @@ def test_rows_of_scores_do_not_grow_with_a_scoring_batch():
     assert parts(memory.training(run, GEMMA2_9B, 1, 1, 384))["activations, no checkpointing"] == 384 * 42 * packed
 
 
-def test_gemma_needs_eager_or_flash():
+def test_rows_padded_for_scoring_have_no_mask():
+    """sdpa keeps of them what flash-attn keeps; a packed row of several sentences has a mask and repeated keys."""
+    run = config(model=ModelConfig(attention="sdpa"))
+    row = memory.saved_per_token(LLAMA31_8B, 2, "flash", 512)
+    assert parts(memory.scoring(run, LLAMA31_8B))["activations, no checkpointing"] == 4096 * 32 * row
+    packed = memory.saved_per_token(LLAMA31_8B, 2, "sdpa", 2048)
+    assert parts(memory.training(run, LLAMA31_8B, 1, 1, 2048))["activations, no checkpointing"] == 2048 * 32 * packed
+    assert packed - row == 2 * (4096 - 1024) * 2 + 2048 * 2
+
+
+def test_full_fine_tuning_holds_the_heads_gradient():
+    got = parts(memory.training(config(method=Full()), LLAMA31_8B, 8, LLAMA31_8B.parameters, 512, 0))
+    assert got["the output head's gradient"] == 128_256 * 4096 * 6
+    assert got["logits"] == 256 * 128_256 * 8  # all of them, where a chunk is larger
+
+
+def test_gemma_needs_eager_or_flash(monkeypatch):
     assert memory.attention_path(config(model=ModelConfig(attention="sdpa")), GEMMA2_9B) == "eager"
     assert memory.attention_path(config(model=ModelConfig(attention="flash")), GEMMA2_9B) == "flash"
     assert memory.attention_path(config(model=ModelConfig(attention="sdpa")), LLAMA31_8B) == "sdpa"
+    for installed, paths in ((None, ("eager", "varlen", "sdpa")), (object(), ("flash", "flash", "flash"))):
+        monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name, found=installed: found)
+        runs = (config(), GEMMA2_9B), (config(), LLAMA31_8B), (config(model=ModelConfig(dtype="float32")), LLAMA31_8B)
+        assert tuple(memory.attention_path(*run) for run in runs) == paths
 
 
 def test_steps_and_shares():
