@@ -16,17 +16,18 @@ import torch
 from shapes import DEVICE, DTYPE, NEURON_RATIO, SMOKE, Load
 from torch import Tensor, nn
 
-from slicetune.engine import ffn
+from slicetune.engine import attention, ffn
 from slicetune.engine.batching import Batch, Example, pack, pad
+from slicetune.engine.compiled import compile_blocks
 from slicetune.engine.loss import target_losses
 from slicetune.engine.neurons import NeuronSet
 from slicetune.engine.optim import SparseColumnAdamW
 from slicetune.engine.shapes import ModelShape
+from slicetune.engine.slices import leave_to_optimizer
 
 LR = 1e-5
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-RECOMPILATIONS = 200
 
 
 @dataclass
@@ -63,7 +64,7 @@ def random_model(shape: ModelShape) -> nn.Module:
     """A Llama of this shape with random weights, made on the device; nothing is read or downloaded."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
+    sizes = dict(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -74,8 +75,10 @@ def random_model(shape: ModelShape) -> nn.Module:
         tie_word_embeddings=shape.tied,
         max_position_embeddings=4096,
         use_cache=False,
-        attn_implementation="sdpa",
     )
+    attention.register()
+    path = attention.attention_path("auto", DEVICE, LlamaConfig(**sizes).to_dict(), DTYPE)  # as the engine chooses
+    config = LlamaConfig(**sizes, attn_implementation=path)
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPE)
     try:
@@ -125,14 +128,13 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def compiled(system: System) -> System:
-    """The same system, each decoder block compiled in place, as torchtitan does.
+    """The same system with its decoder blocks compiled, as --model.compile blocks does; the model has no dropout.
 
-    All blocks of all systems share one code object, and torch goes back to eager code, without a word, after its eighth
-    compilation.
+    All blocks of all systems share one code object, and torch goes back to eager code, without a word, after too many
+    compilations of it: what each system adds is allowed here.
     """
-    torch._dynamo.config.recompile_limit = RECOMPILATIONS
-    for block in blocks(system.model):
-        block.compile(dynamic=True, backend="eager" if SMOKE else "inductor")
+    torch._dynamo.config.recompile_limit += compile_blocks(system.model, "eager" if SMOKE else "inductor")
+    system.model.train()  # only what trains is compiled
     return system
 
 
@@ -158,6 +160,7 @@ def slices(base: nn.Module, batch: Batch, neurons: NeuronSet, **options: Any) ->
     """Ours: the chosen rows, by ffn.attach and SparseColumnAdamW (fp32 masters and moments)."""
     model = sharing(base)
     params = ffn.attach(model, neurons)
+    leave_to_optimizer(model)  # as the engine does
     return System(model, batch, params, SparseColumnAdamW(params, lr=LR, weight_decay=0.0, **options))
 
 
