@@ -21,6 +21,9 @@ from torch import Tensor
 CHUNK = 1 << 26
 """Logits that are made at a time: 256 MB in fp32, 523 rows of a vocabulary of 128,256, enough to fill a GPU."""
 
+FEW = 1 << 22
+"""Up to so many logits, 16 MB in fp32, torch's own cross-entropy takes them whole: a chunk would save nothing."""
+
 
 def token_losses(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, cap: float | None = None
@@ -30,6 +33,9 @@ def token_losses(
     hidden [L, H]; weight [V, H] and bias [V] of the output head; `cap`: logits are cap·tanh(logits/cap) (Gemma-2).
     Differentiable in hidden, weight and bias, once.
     """
+    if len(target) * len(weight) <= FEW:
+        logits = _logits(hidden, weight, bias, cap)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="none")
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not torch.is_grad_enabled() or not (trained or hidden.requires_grad):
         return _losses_and_pulls(hidden, weight, bias, target, cap, False)[0]
@@ -117,13 +123,16 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def _log_probabilities(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Of a chunk [C, V], in at least float32; and the capped logits, where they are capped."""
-    logits = F.linear(hidden, weight, bias)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
+    logits = _logits(hidden, weight, bias, cap)
     capped = None if cap is None else logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half-precision ones go at once
     return torch.log_softmax(logits, -1), capped

@@ -20,6 +20,12 @@ from slicetune.engine.scoring import backpropagate
 TOKENS, HIDDEN, VOCAB = 23, 16, 50
 
 
+@pytest.fixture(autouse=True)
+def many(monkeypatch):
+    """However few logits there are, they go through chunks."""
+    monkeypatch.setattr(cross_entropy, "FEW", 0)
+
+
 def drawn(dtype: torch.dtype = torch.float32, trained: bool = False, bias: bool = False) -> tuple:
     """hidden, weight, bias, target."""
     torch.manual_seed(0)
@@ -184,3 +190,20 @@ def test_scoring_takes_the_same_path(monkeypatch):
     logits = model(inputs_embeds=other, position_ids=batch.position_ids, use_cache=False).logits[0][batch.predict]
     (want,) = torch.autograd.grad(F.cross_entropy(logits, batch.target, reduction="sum"), other)
     assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_few_logits_are_torchs_own(monkeypatch, cap):
+    """The same losses and gradients to rounding, and to the bit those of the plain formula."""
+    hidden, target = torch.randn(7, 6, requires_grad=True), torch.randint(0, 11, (7,))
+    weight, bias = torch.randn(11, 6, requires_grad=True), torch.randn(11, requires_grad=True)
+    found = []
+    for few in (0, 77):
+        monkeypatch.setattr(cross_entropy, "FEW", few)
+        losses = token_losses(hidden, weight, bias, target, cap)
+        found.append((losses, *torch.autograd.grad(losses.mean(), (hidden, weight, bias))))
+    for chunked, plain in zip(*found, strict=True):
+        assert torch.allclose(chunked, plain, rtol=1e-5, atol=1e-6)
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    assert torch.equal(found[1][0], torch.nn.functional.cross_entropy(logits, target, reduction="none"))
