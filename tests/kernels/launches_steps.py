@@ -142,7 +142,7 @@ def specialisations(work: Callable[[Batch], None], batches: list[Batch]) -> dict
     first = len(gpu.compiled)
     for batch in batches[FIRST:]:
         work(batch)
-    return {"first": first, "later": gpu.compiled[first:]}
+    return {"first": first, "later": gpu.compiled[first:], "compiled": gpu.compiled}
 
 
 def step(work: Callable[[Batch], None], batch: Batch) -> dict:
@@ -154,6 +154,7 @@ def step(work: Callable[[Batch], None], batch: Batch) -> dict:
     counted = {"launches": gpu.counts(), "uploads": gpu.uploads, "batch": tensors}
     with Waits() as waits:
         work(batch)
+    counted["writes"] = waits.operations["index_copy_"]
     return counted | {"ours": dict(waits.ours), "others": dict(waits.others)}
 
 

@@ -3,7 +3,8 @@
     with Waits() as waits:
         step()
     waits.ours      # {"guard.FiniteWatch.check tolist": 1}: slicetune's own
-    waits.others    # {"transformers.masking_utils.… all": 1}: of a library that it calls
+    waits.others    # {"transformers.masking_utils.… _local_scalar_dense": 1}: of a library that it calls
+    waits.operations["index_copy_"]     # all operations, by name
 
 Not seen: `.to` between devices, which are all one here.
 """
@@ -28,11 +29,13 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.ours: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
         self.methods: dict = {}
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         keywords = keywords or {}
         name = operation.overloadpacket.__name__
+        self.operations[name] += 1
         if _reads(name, arguments, keywords):
             self._count(name)
         return operation(*arguments, **keywords)
