@@ -7,6 +7,7 @@ pytest tests/kernels/interpret_gated.py
 import pytest
 import torch
 
+from slicetune.engine.errors import UserError
 from slicetune.kernels.dispatch import INTERPRET
 from slicetune.kernels.fold import Segments, host_tiles, tiles_of
 from slicetune.kernels.gated import gated_backward, gated_forward
@@ -138,6 +139,20 @@ def test_every_unit_and_no_unit_as_columns():
     got = gated_backward(dh, gate, up, "silu", gate_columns=every, up_columns=none)
     assert torch.equal(got.dgate_columns, got.dgate)
     assert got.dup_columns.shape == (tokens, 0)
+
+
+def test_columns_selected_afterwards_are_those_of_the_kernel(monkeypatch):
+    (dh, gate, up), _, _, index = inputs("odd", torch.bfloat16, None)
+    asked = {"gate_columns": index, "up_columns": index[1:], "h_columns": index[2:]}
+    found = []
+    for way in ("kernel", "select"):
+        monkeypatch.setenv("SLICETUNE_COLUMNS", way)
+        found.append(gated_backward(dh.clone(), gate.clone(), up.clone(), "silu", **asked, inplace=True))
+    for name in ("dgate_columns", "dup_columns", "h_columns"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+    monkeypatch.setenv("SLICETUNE_COLUMNS", "both")
+    with pytest.raises(UserError, match="SLICETUNE_COLUMNS=both: choose one of kernel select"):
+        gated_backward(dh, gate, up, "silu", **asked)
 
 
 def test_in_place_equals_functional():
