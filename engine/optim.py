@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..kernels.adamw import Launches, adamw_, hyper
+from ..kernels.adamw import adamw_
 from ..kernels.adamw_reference import BLOCK, Slice, rounding_key, scatter
 from ..kernels.dispatch import PLAIN, use_triton
 from .errors import UserError
-
-_STEP = "step"
+from .kept import COUNT, Kept, Member
 
 
 class SparseColumnAdamW(torch.optim.Optimizer):
@@ -54,7 +53,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     ) -> None:
         _check(lr, betas, eps, weight_decay, moments)
         self.moments, self.master, self.seed = moments, master, seed
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "active": True}
         super().__init__(params, defaults)
 
@@ -78,9 +77,10 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._kept is not None and self._kept.step(self, grad_scale):
+        if self._kept is not None and (grads := self._kept.fitting(self)):
+            self._kept.step(self, grads, grad_scale)
             return loss
-        members: list[_Member] = []
+        members: list[Member] = []
         for ordinal, (group, p) in enumerate(self._parameters()):
             takes_part = group["active"] and p.grad is not None
             if takes_part or not group["active"]:
@@ -89,8 +89,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
                 members.append((ordinal, group, p, self.state[p], p.grad))
         self._kept = None
         if members and all(type(p) in PLAIN and p.numel() and use_triton(p) for _, _, p, _, _ in members):
-            self._kept = _Kept(self, members)
-            self._kept.step(self, grad_scale)
+            self._kept = Kept(self, [self._slice(*member, counts=False) for member in members], members)
+            self._kept.step(self, [grad for *_, grad in members], grad_scale)
         else:
             adamw_([self._slice(*member) for member in members], grad_scale)
         return loss
@@ -103,7 +103,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         for p in [p for _, p in self._parameters()] if param is None else [param]:
             self._create(p)
             if steps is not None:
-                self.state[p][_STEP].fill_(steps)
+                self.state[p][COUNT].fill_(steps)
 
     def write_back(self) -> None:
         """Write every slice into its weight as it is now, as after loading parameters from a file."""
@@ -126,7 +126,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
                 own = f"moments={self.moments!r}, master={self.master}"
                 raise UserError(f"optimizer state: saved with {kind}; not {own}: use the settings it was saved with")
             self.state[p] = {
-                k: v.clone() if k == _STEP else v.to(p.device, copy=True) if isinstance(v, Tensor) else v
+                k: v.clone() if k == COUNT else v.to(p.device, copy=True) if isinstance(v, Tensor) else v
                 for k, v in entry.items()
             }
 
@@ -153,7 +153,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         if p.dtype == torch.float16 and not self.master:
             raise UserError("float16 parameter without a master: use master=True, or bfloat16 for stochastic rounding")
         mean, square = self._moment_dtypes(p)
-        state[_STEP] = torch.zeros((), dtype=torch.float32)
+        state[COUNT] = torch.zeros((), dtype=torch.float32)
         state["exp_avg"] = torch.zeros_like(p, dtype=mean, memory_format=torch.contiguous_format)
         state["exp_avg_sq"] = torch.zeros_like(p, dtype=square, memory_format=torch.contiguous_format)
         if self.moments == "8bit":
@@ -167,7 +167,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         """A parameter's part in this step, which is counted here unless `counts` is False."""
         if grad.is_sparse:
             raise UserError("sparse gradient: use dense gradients (nn.Embedding(sparse=False))")
-        step = int(state[_STEP].add_(1) if counts else state[_STEP])
+        step = int(state[COUNT].add_(1) if counts else state[COUNT])
         weight, index, axis = getattr(p, "slice_of", (None, None, 0))
         if hasattr(p, "to_local"):
             weight = None  # a shard of a slice: whoever gathers it writes it back
@@ -191,76 +191,6 @@ class SparseColumnAdamW(torch.optim.Optimizer):
             axis=axis,
             key=rounding_key(self.seed, ordinal, step) if random else 0,
         )
-
-
-_Member = tuple[int, dict, Tensor, dict, Tensor]
-"""A parameter that takes part in a step: its number, group, itself, its state, its gradient."""
-
-
-class _Kept:
-    """What stays from step to step on a GPU: the launches' tables, and one count of steps for all members.
-
-    Making it anew costs a millisecond for an 8B model, using it a tenth of that. The counts are views of one tensor,
-    so all are raised at once, and each is still its parameter's own `step`.
-    """
-
-    def __init__(self, optimizer: SparseColumnAdamW, members: list[_Member]) -> None:
-        slices = [optimizer._slice(*member, counts=False) for member in members]
-        self.ordinals = [ordinal for ordinal, *_ in members]
-        self.groups = [group for _, group, *_ in members]
-        self.params = [p for _, _, p, _, _ in members]
-        self.entries = [entry for *_, entry, _ in members]
-        self.counts = torch.tensor([float(entry[_STEP]) for entry in self.entries])
-        for entry, count in zip(self.entries, self.counts.unbind(), strict=True):
-            entry[_STEP] = count
-        # A row of rates for each group and count of steps, and one of the members that has it.
-        kinds = [(id(group), count) for group, count in zip(self.groups, self.counts.tolist(), strict=True)]
-        self.rows = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
-        self.launches = Launches(slices, [list(self.rows).index(kind) for kind in kinds])
-        active = [group for group in optimizer.param_groups if group["active"]]
-        self.what = _what(active, self.params, self.entries)
-        self.slices = slices  # held, so that no address becomes another tensor's
-        own = [(s.param, s.weight, *entry.values()) for s, entry in zip(slices, self.entries, strict=True)]
-        self.tensors = [t for tensors in own for t in tensors if t is not None and t.dim()]
-        self.pointers = [*map(Tensor.data_ptr, self.tensors)]
-        self.dtypes = [grad.dtype for *_, grad in members]
-
-    def step(self, optimizer: SparseColumnAdamW, grad_scale: Tensor | None) -> bool:
-        """Count the step and take it; False, with nothing done, where anything is not what or where it was."""
-        active = [group for group in optimizer.param_groups if group["active"]]
-        params = [p for group in active for p in group["params"]]
-        grads = [p.grad for p in params]
-        if len(params) != len(self.params) or any(grad is None for grad in grads) or not use_triton(params[0]):
-            return False
-        same = _what(active, params, [*map(optimizer.state.get, params)]) == self.what
-        if not same or [*map(Tensor.data_ptr, self.tensors)] != self.pointers:
-            return False
-        if [grad.dtype for grad in grads] != self.dtypes:
-            return False
-        if not all(map(Tensor.is_contiguous, grads)):
-            grads = [grad.contiguous() for grad in grads]
-        self.counts += 1
-        counts = [int(count) for count in self.counts.tolist()]
-        rates = [_rates(self.groups[i], counts[i]) for i in self.rows.values()]
-        keys = []
-        if optimizer.moments == "8bit" or not optimizer.master:
-            keys = [rounding_key(optimizer.seed, i, n) for i, n in zip(self.ordinals, counts, strict=True)]
-        self.launches.step(grads, rates, keys, grad_scale)
-        return True
-
-
-def _what(groups: list[dict], params: list[Tensor], entries: list[dict | None]) -> list[int]:
-    """Which groups, parameters, places in weights and tensors of state they are, by identity."""
-    found = [*map(id, groups), *(len(group["params"]) for group in groups), *map(id, params), *map(id, entries)]
-    found += map(id, [getattr(p, "slice_of", None) for p in params])
-    for entry in entries:
-        found += map(id, entry.values() if entry else ())
-    return found
-
-
-def _rates(group: dict, count: int) -> list[float]:
-    beta1, beta2 = group["betas"]
-    return hyper(float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], count)
 
 
 @torch.no_grad()

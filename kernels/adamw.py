@@ -20,6 +20,8 @@ from .adamw_kernels import FIELDS, HYPER, TILE, adamw_kernel, constants, warps_o
 from .adamw_reference import BLOCK, Slice, adamw_reference, scatter
 from .dispatch import architecture, on_device, upload, use_triton
 
+WRITES = "PARAM", "WEIGHT", "ALIGNED", "WHOLE", "ROWS", "BLOCK", "FIELDS", "num_warps"
+"""What of a layout's constants `write_kernel` takes."""
 _FLOATS, _BITS = Struct(f"{HYPER}f"), Struct(f"{HYPER // 2}q")
 
 
@@ -138,7 +140,7 @@ class Writes:
         for layout, members in layouts.items():
             rows = [row for _, row in members]
             every = constants(*layout[1:]) | {"num_warps": warps_of(architecture(members[0][0]))}
-            options = {x: every[x] for x in (*(p.name for p in write_kernel.params), "num_warps") if x in every}
+            options = {name: every[name] for name in WRITES}
             tiles = _tiles(tuple(row[8] for row in rows), layout[0])
             found.append((members[0][0], upload(rows, torch.int64, layout[0]), tiles, options))
         return found
