@@ -70,20 +70,33 @@ def fused_pull(grad: Tensor, x: Tensor, activation: str, out: Tensor) -> Tensor:
 
 
 @jit
+def _approximate(x, INSTRUCTION: tl.constexpr):
+    """One instruction of PTX on every element of a float32 block."""
+    return tl.inline_asm_elementwise(INSTRUCTION, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@jit
 def sigmoid(x, FAST: tl.constexpr):
-    """1 / (1 + 2^(-x·log2 e)) of a float32 block; infinite x gives 0 and 1. FAST: on parts that run PTX."""
+    """σ(x) of a float32 block; infinite x gives 0 and 1. FAST: on parts that run PTX."""
     if FAST:
-        return tl.inline_asm_elementwise(
-            "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
-            "rcp.approx.ftz.f32 $0, t; }",
-            "=f,f",
-            [x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
+        return _from_power(x * -1.4426950408889634)
     else:
         return tl.sigmoid(x)
+
+
+@jit
+def _from_power(t):
+    """1 / (1 + 2^t)."""
+    return _approximate(1.0 + _approximate(t, "ex2.approx.ftz.f32 $0, $1;"), "rcp.approx.ftz.f32 $0, $1;")
+
+
+@jit
+def tanh_share(x, square, FAST: tl.constexpr):
+    """σ(2√(2/π)(x + 0.044715x³)), the tanh form of GELU over x; FAST has log2 e in its constants."""
+    if FAST:
+        return _from_power(x * (-2.302208198144325 - 0.1029432395800235 * square))
+    else:
+        return tl.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square))
 
 
 @jit
@@ -92,7 +105,7 @@ def triton_value(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
     if ACTIVATION == "silu":
         share = sigmoid(x, FAST)
     elif ACTIVATION == "gelu_tanh":
-        share = sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x), FAST)
+        share = tanh_share(x, x * x, FAST)
     else:
         share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
     return x * share
@@ -106,7 +119,7 @@ def triton_value_and_slope(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
         slope = share + x * share * (1 - share)
     elif ACTIVATION == "gelu_tanh":
         square = x * x
-        share = sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square), FAST)
+        share = tanh_share(x, square, FAST)
         slope = share + x * share * (1 - share) * (1.5957691216057308 + 0.21406444881780076 * square)
     else:
         share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

@@ -65,13 +65,14 @@ def store_columns(COMPACT, slot, begin, row, mask, x, count):
 @jit
 def store_sum(SUMS, PARTIALS, where, quantity, x, samples, partials, cols, width):
     """Reduce an accumulator over its tokens into its row of SUMS or PARTIALS [quantities, rows, width]; see OUTSIDE."""
-    total = tl.sum(x, 0)
     if where >= 0:
-        row = quantity * samples + where
-        tl.store(SUMS + row.to(tl.int64) * width + cols, as_stored(total, quantity), mask=cols < width)
+        INTO = SUMS
     else:
-        row = quantity * partials - 1 - where
-        tl.store(PARTIALS + row.to(tl.int64) * width + cols, total, mask=cols < width)
+        INTO = PARTIALS
+    row = quantity * tl.where(where >= 0, samples, partials) + tl.where(where >= 0, where, -1 - where)
+    total = tl.sum(x, 0)
+    total = tl.where(where >= 0, as_stored(total, quantity), total)
+    tl.store(INTO + row.to(tl.int64) * width + cols, total, mask=cols < width)
 
 
 @jit
