@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .slices import cast_for_autocast
+
 CHUNK = 1 << 26
 """Logits that are made at a time: 256 MB in fp32, 523 rows of a vocabulary of 128,256, enough to fill a GPU."""
 
@@ -30,9 +32,11 @@ def token_losses(
 ) -> Tensor:
     """Cross-entropy [L] in float32 (float64 for float64) of `target` int64 [L], in nats.
 
-    hidden [L, H]; weight [V, H] and bias [V] of the output head; `cap`: logits are cap·tanh(logits/cap) (Gemma-2).
+    hidden [L, H]; weight [V, H] and bias [V] of the output head; every target in [0, V); `cap`: logits are
+    cap·tanh(logits/cap) (Gemma-2).
     Differentiable in hidden, weight and bias, once.
     """
+    hidden, weight, bias = cast_for_autocast(hidden, weight, bias)
     if len(target) * len(weight) <= FEW:
         logits = _logits(hidden, weight, bias, cap)
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="none")

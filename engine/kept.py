@@ -33,7 +33,8 @@ class Kept:
         self.params = [p for _, _, p, _, _ in members]
         self.entries = [entry for *_, entry, _ in members]
         self.counts = torch.tensor([float(entry[COUNT]) for entry in self.entries])
-        for entry, count in zip(self.entries, self.counts.unbind(), strict=True):
+        views = self.counts.unbind()
+        for entry, count in zip(self.entries, views, strict=True):
             entry[COUNT] = count
         # A row of rates for each group and count of steps, and one of the members that has it.
         kinds = [(id(group), count) for group, count in zip(self.groups, self.counts.tolist(), strict=True)]
@@ -42,12 +43,14 @@ class Kept:
         self.launches = Launches(slices, [list(self.rows).index(kind) for kind in kinds])
         active = [group for group in optimizer.param_groups if group["active"]]
         self.what = _what(active, self.params, self.entries)
-        self.slices = slices  # held, so that no address becomes another tensor's
+        # Held, so that neither an address nor an identity becomes another's.
+        self.held = [slices, views, active, [getattr(p, "slice_of", None) for p in self.params]]
+        self.random = any(launch.random for launch in self.launches.launches)
         pairs = zip(slices, self.entries, strict=True)
         own = [(s.param, s.weight, *(t for key, t in entry.items() if key != COUNT)) for s, entry in pairs]
         self.tensors = [t for tensors in own for t in tensors if t is not None]
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
-        self.dtypes = [grad.dtype for *_, grad in members]
+        self.kinds = [(grad.dtype, grad.layout) for *_, grad in members]
 
     def fitting(self, optimizer: SparseColumnAdamW) -> list[Tensor]:
         """The gradients of a step that these tables serve; none where anything is not what or where it was."""
@@ -59,11 +62,14 @@ class Kept:
             grads = [p.grad for p in params]
         if len(params) != len(self.params) or not use_triton(self.params[0]):
             return []
+        idle = [p for group in optimizer.param_groups if not group["active"] for p in group["params"]]
+        if not all(map(optimizer.state.get, idle)):
+            return []  # they have no zero state yet
         same = _what(active, params, [*map(optimizer.state.get, params)]) == self.what
         same = same and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
         counts = self.counts.tolist()
         same = same and [counts[i] for i in self.like] == counts
-        return grads if same and [grad.dtype for grad in grads] == self.dtypes else []
+        return grads if same and [(grad.dtype, grad.layout) for grad in grads] == self.kinds else []
 
     def step(self, optimizer: SparseColumnAdamW, grads: list[Tensor], grad_scale: Tensor | None) -> None:
         """Count the step and take it."""
@@ -73,7 +79,7 @@ class Kept:
         counts = [int(count) for count in self.counts.tolist()]
         rates = [_rates(self.groups[i], counts[i]) for i in self.rows.values()]
         keys = []
-        if optimizer.moments == "8bit" or not optimizer.master:
+        if self.random:
             keys = [rounding_key(optimizer.seed, i, n) for i, n in zip(self.ordinals, counts, strict=True)]
         self.launches.step(grads, rates, keys, grad_scale)
 

@@ -171,7 +171,7 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         weight, index, axis = getattr(p, "slice_of", (None, None, 0))
         if hasattr(p, "to_local"):
             weight = None  # a shard of a slice: whoever gathers it writes it back
-        random = self.moments == "8bit" or not self.master
+        random = self.moments == "8bit" or (p.dtype == torch.bfloat16 and "master" not in state)
         return Slice(
             param=_local(p),
             grad=_local(grad).contiguous(),

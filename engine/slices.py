@@ -84,7 +84,8 @@ class SliceLinear(nn.Module):
         self.linked = object()  # another one whenever tensors have moved
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("placed", "linked")}
+        # A copy's optimizer has promised nothing: its forwards write again.
+        return {name: value for name, value in self.__dict__.items() if name not in ("placed", "linked", "left")}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

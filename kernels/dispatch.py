@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack as in_transform  # vmap and its like have no public question
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..engine.errors import UserError
@@ -132,7 +133,7 @@ def runs_now(*tensors: Tensor | None) -> bool:
 
     Going through torch.library costs 50 to 150 µs of the host a call, which is more than a kernel takes for few tokens.
     """
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or in_transform() is not None:
         return False
     recorded = torch.is_grad_enabled()
     return all(t is None or (type(t) in PLAIN and not (recorded and t.requires_grad)) for t in tensors)

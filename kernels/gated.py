@@ -137,7 +137,7 @@ def gated_forward(
     gate's dtype. Raises UserError for an unknown activation.
     """
     _check(gate, up, activation, gain, route)
-    run = _forward if runs_now(gate, up) else _forward_op
+    run = _forward if runs_now(gate, up, gain, route) else _forward_op
     return run(gate.contiguous(), up.contiguous(), activation, gain, route)
 
 
@@ -169,7 +169,7 @@ def gated_backward(
     """
     _check(gate, up, activation, gain, route, segments)
     indices, signed = [gate_columns, up_columns, h_columns], reduce == "abs_sum"
-    now = runs_now(dh, gate, up)
+    now = runs_now(dh, gate, up, gain, route, *indices, None if isinstance(segments, Segments) else segments)
     segments = segments if now else as_tensor(segments)
     rest = activation, gain, route, segments, signed, indices, emit_h
     if inplace:

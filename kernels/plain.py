@@ -99,7 +99,7 @@ def plain_forward(
     in `gated_forward`. Returns [T, I] in pre's dtype. Raises UserError for an unknown activation.
     """
     _check(pre, activation, bias, gain, route)
-    run = _forward if runs_now(pre) else _forward_op
+    run = _forward if runs_now(pre, bias, gain, route) else _forward_op
     return run(pre.contiguous(), activation, bias, gain, route)
 
 
@@ -125,7 +125,7 @@ def plain_backward(
     """
     _check(pre, activation, bias, gain, route, segments)
     indices = [pre_columns, h_columns]
-    now = runs_now(dh, pre)
+    now = runs_now(dh, pre, bias, gain, route, *indices, None if isinstance(segments, Segments) else segments)
     segments = segments if now else as_tensor(segments)
     asked = segments, reduce == "abs_sum", indices, emit_h
     run = _backward if now else _backward_op

@@ -95,7 +95,8 @@ def tap(y: Tensor, dy: Tensor, segments: Tensor | Segments, reduce: Reduce = "me
     assert y.shape == dy.shape, f"y {tuple(y.shape)}, dy {tuple(dy.shape)}: want one shape"
     check_segments(segments)
     y, dy, signed = y.contiguous(), dy.contiguous(), reduce == "abs_sum"
-    return _tap(y, dy, segments, signed) if runs_now(y, dy) else _op(y, dy, as_tensor(segments), signed)
+    now = runs_now(y, dy, None if isinstance(segments, Segments) else segments)
+    return _tap(y, dy, segments, signed) if now else _op(y, dy, as_tensor(segments), signed)
 
 
 def aot() -> list[AotCase]:

@@ -49,6 +49,9 @@ class OwnedLinear(nn.Module):
             if self.bias is not None:
                 self.bias_rows[owner] = nn.Parameter(self.bias.detach()[index].clone())
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("linked", "left")}
+
     def slots(self) -> list[nn.Parameter]:
         """The trained parameters, in the order of `gradients`."""
         bias = [self.bias] if self.bias is not None and self.bias.requires_grad else []

@@ -207,3 +207,16 @@ def test_few_logits_are_torchs_own(monkeypatch, cap):
     logits = torch.nn.functional.linear(hidden, weight, bias)
     logits = logits if cap is None else torch.tanh(logits / cap) * cap
     assert torch.equal(found[1][0], torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_under_autocast_as_torch_does(trained):
+    """A float32 hidden state and a bfloat16 head, or the other way round: products in autocast's dtype."""
+    hidden, target = torch.randn(7, 6, requires_grad=True), torch.randint(0, 11, (7,))
+    weight = torch.randn(11, 6, requires_grad=trained)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = token_losses(hidden, weight, None, target)
+        want = whole(hidden, weight, None, target, None)
+    assert torch.allclose(losses, want, rtol=1e-5)
+    (got,), (expected,) = (torch.autograd.grad(x.sum(), [hidden]) for x in (losses, want))
+    assert torch.allclose(got, expected, rtol=2e-2, atol=2e-2)

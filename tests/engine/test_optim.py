@@ -357,3 +357,58 @@ def test_tables_are_kept_until_something_is_another_or_elsewhere(monkeypatch):
     assert steps(11) == 1
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert steps(12, 13) == 1
+
+
+def sliced_weight() -> tuple[torch.Tensor, nn.Parameter]:
+    weight, index = torch.zeros(8, 6), torch.tensor([1, 2])
+    p = nn.Parameter(weight[index].clone())
+    p.slice_of = (weight, index, 0)
+    p.grad = torch.ones_like(p)
+    return weight, p
+
+
+def test_a_slice_that_is_given_another_place_is_written_there():
+    """Twice between steps: the second tuple may stand at the address of the first."""
+    weight, p = sliced_weight()
+    optimizer = SparseColumnAdamW([p], lr=0.1)
+    optimizer.step()
+    for index in ([3, 4], [5, 6]):
+        w, _, axis = p.slice_of
+        del p.slice_of
+        p.slice_of = (w, torch.tensor(index), axis)
+    optimizer.step()
+    assert torch.equal(weight[[5, 6]], p.detach())
+
+
+def test_cast_to_bfloat16_after_a_step():
+    """No master was made: values are rounded at random from here on, with a key of each step's own."""
+    p = nn.Parameter(torch.ones(4, 256))
+    optimizer = SparseColumnAdamW([p], lr=0.5)
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16):
+        p.data, before = p.data.to(dtype), p.detach().clone()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert (p.float() < before.float()).all()
+    assert optimizer.state[p]["step"] == 3
+
+
+def test_a_sparse_gradient_is_refused_in_any_step():
+    p = nn.Parameter(torch.ones(4, 6))
+    optimizer = SparseColumnAdamW([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    p.grad = torch.ones_like(p).to_sparse()
+    with pytest.raises(UserError, match="sparse gradient"):
+        optimizer.step()
+
+
+def test_an_inactive_group_that_comes_later_has_its_state():
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))
+    optimizer = SparseColumnAdamW([first])
+    for _ in range(3):
+        first.grad = torch.ones(3)
+        optimizer.step()
+        if len(optimizer.param_groups) == 1:
+            optimizer.add_param_group({"params": [second], "active": False})
+    assert torch.equal(optimizer.state[second]["exp_avg"], torch.zeros(5))
+    assert torch.equal(second.detach(), torch.ones(5))

@@ -122,3 +122,14 @@ def test_a_copy_has_slices_of_its_own_weights(how):
     assert not torch.equal(twin[0].weight, before)
     Written(twin)()
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_copy_of_a_model_that_was_left_to_its_optimizer_is_not():
+    model = nn.Sequential(nn.Linear(6, 5))
+    slice_linears(model, rows={"0": [1, 3]})
+    leave_to_optimizer(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[0].rows += 1
+    twin(torch.ones(2, 6))
+    assert held(twin)

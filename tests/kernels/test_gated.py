@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from slicetune.engine.errors import UserError
@@ -289,6 +290,17 @@ def test_under_torch_compile():
     _, dgate, dup = autograd(dh.double(), 2 * gate.double(), up.double(), "gelu_tanh")
     assert relative(got[0], 2 * dgate) < 1e-6
     assert relative(got[1], dup) < 1e-6
+
+
+def test_transforms_and_fake_tensors_go_through_the_dispatcher():
+    _, gate, up = inputs(torch.float32)
+    both = torch.func.vmap(lambda g: gated_forward(g, up, "silu"))(torch.stack([gate, up]))
+    assert torch.equal(both, torch.stack([gated_forward(gate, up, "silu"), gated_forward(up, up, "silu")]))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        index = torch.arange(3)
+    out = gated_backward(gate, gate, up, "silu", gate_columns=index)
+    assert isinstance(out.dgate, FakeTensor)
+    assert mode is out.dgate.fake_mode
 
 
 def test_unknown_activation():
