@@ -13,11 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 
 from .batching import Batch
 from .errors import UserError
 
+varlen: Any = None
+"""torch.nn.attention.varlen, imported when it is chosen: torch's compiler comes with it, a second of every start."""
+TAKES_GQA = True
+"""Whether it takes fewer keys than queries itself; torch 2.11's does not."""
 VARLEN = "slicetune_varlen"
 SAMPLE_BY_SAMPLE = ("flash_attention_2", VARLEN)
 """Implementations that skip what lies outside a sample, by transformers' names."""
@@ -51,7 +54,18 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
         raise UserError(f"--model.attention {choice}: {why}")
     if not can[choice]:
         raise UserError(f"--model.attention {choice}: {model_type} does not support it: use auto")
+    if choice == "varlen":
+        load_varlen()
     return {"flash": "flash_attention_2", "varlen": VARLEN}.get(choice, choice)
+
+
+def load_varlen() -> None:
+    """Import torch's varlen attention, once."""
+    global varlen, TAKES_GQA
+    if varlen is None:
+        from torch.nn.attention import varlen as module
+
+        varlen, TAKES_GQA = module, "enable_gqa" in inspect.signature(module.varlen_attn).parameters
 
 
 def flash_attn(device: torch.device) -> bool:
@@ -140,6 +154,7 @@ def _attend(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    load_varlen()
     if cu_seq_lens_q is None:
         cu_seq_lens_q, max_length_q = _bounds(rows, length, position_ids, query.device)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
@@ -150,10 +165,6 @@ def _attend(
     spans = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
     y = varlen.varlen_attn(q, k, v, *spans, scale=scaling, window_size=window, **gqa)
     return y.view(rows, length, heads, width), None
-
-
-TAKES_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-"""torch 2.11's has no such argument."""
 
 
 def _bounds(rows: int, length: int, positions: Tensor | None, device: torch.device) -> tuple[Tensor, int]:

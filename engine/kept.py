@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,9 +44,10 @@ class Kept:
         self.like = [self.rows[kind] for kind in kinds]
         self.launches = Launches(slices, [list(self.rows).index(kind) for kind in kinds])
         active = [group for group in optimizer.param_groups if group["active"]]
-        self.what = _what(active, self.params, self.entries)
-        # Held, so that neither an address nor an identity becomes another's.
-        self.held = [slices, views, active, [getattr(p, "slice_of", None) for p in self.params]]
+        self.sizes = [len(group["params"]) for group in active]
+        # The objects themselves, so that neither an address nor an identity becomes another's.
+        self.objects = _objects(active, self.params, self.entries)
+        self.slices = slices
         self.random = any(launch.random for launch in self.launches.launches)
         pairs = zip(slices, self.entries, strict=True)
         own = [(s.param, s.weight, *(t for key, t in entry.items() if key != COUNT)) for s, entry in pairs]
@@ -60,12 +63,15 @@ class Kept:
         if any(grad is None for grad in grads):
             params = [p for p in params if p.grad is not None]
             grads = [p.grad for p in params]
-        if len(params) != len(self.params) or not use_triton(self.params[0]):
+        entries = [*map(optimizer.state.get, params)]
+        if not all(entries) or not params or not use_triton(params[0]):
             return []
         idle = [p for group in optimizer.param_groups if not group["active"] for p in group["params"]]
         if not all(map(optimizer.state.get, idle)):
             return []  # they have no zero state yet
-        same = _what(active, params, [*map(optimizer.state.get, params)]) == self.what
+        objects = _objects(active, params, entries)
+        same = len(objects) == len(self.objects) and all(map(is_, objects, self.objects))
+        same = same and [len(group["params"]) for group in active] == self.sizes
         same = same and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
         counts = self.counts.tolist()
         same = same and [counts[i] for i in self.like] == counts
@@ -84,13 +90,10 @@ class Kept:
         self.launches.step(grads, rates, keys, grad_scale)
 
 
-def _what(groups: list[dict], params: list[Tensor], entries: list[dict | None]) -> list[int]:
-    """Which groups, parameters, places in weights and tensors of state they are, by identity."""
-    found = [*map(id, groups), *(len(group["params"]) for group in groups), *map(id, params), *map(id, entries)]
-    found += map(id, [getattr(p, "slice_of", None) for p in params])
-    for entry in entries:
-        found += map(id, entry.values() if entry else ())
-    return found
+def _objects(groups: list[dict], params: list[Tensor], entries: list[dict]) -> list:
+    """Groups, parameters, places in weights, states and their tensors: what tables are made of."""
+    places = [getattr(p, "slice_of", None) for p in params]
+    return [*groups, *params, *places, *entries, *chain.from_iterable(map(dict.values, entries))]
 
 
 def _rates(group: dict, count: int) -> list[float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import toys
@@ -65,6 +68,7 @@ def stand_in(
 @pytest.fixture
 def varlen(monkeypatch):
     calls = []
+    attention.load_varlen()
     monkeypatch.setattr(attention.varlen, "varlen_attn", lambda *a, **k: calls.append(1) or stand_in(*a, **k))
     monkeypatch.setattr(attention, "TAKES_GQA", True)
     return calls
@@ -175,3 +179,10 @@ def test_what_cannot_be_had_is_refused_in_one_line(monkeypatch):
         attention_path("sdpa", CUDA, GEMMA2, BF16)
     with pytest.raises(UserError, match="'nonesuch' is not one"):
         attention_path("auto", CPU, {"model_type": "nonesuch"}, FP32)
+
+
+def test_a_start_does_not_wait_for_torchs_compiler():
+    """Importing it takes a second, of every command and every rank."""
+    code = "import sys, slicetune.engine.run; assert 'torch._dynamo' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

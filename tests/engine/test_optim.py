@@ -5,6 +5,7 @@ tests/kernels/test_slices_triton.py runs these once more where a step is the Tri
 
 import copy
 import io
+import os
 import subprocess
 import sys
 
@@ -292,7 +293,9 @@ p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)
 SparseColumnAdamW([p], lr=0.5, weight_decay=0.0).step()
 assert torch.allclose(p, torch.full((3,), 0.5)), p
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    plain = {**os.environ, "SLICETUNE_KERNELS": "auto", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -318,7 +321,9 @@ for options in ({}, {"moments": "8bit"}):
     assert isinstance(pair[1].state[shard]["exp_avg"], DTensor)
 dist.destroy_process_group()
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    plain = {**os.environ, "SLICETUNE_KERNELS": "auto", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
