@@ -20,7 +20,7 @@ import pytest
 import systems
 from harness import Comparison
 from shapes import GPU, SMOKE, WHOLE_SHORT_STEP, WHOLE_STEP, Load
-from steps import FIELDS, FLOOR, LORA, OURS, Make, contender, gradients_of, like, loss_of
+from steps import FIELDS, FLOOR, LORA, OURS, Make, contender, gradients_of, like
 from systems import ATTENTION, MLP, System
 from torch import nn
 
@@ -38,7 +38,7 @@ def model(shape: Any) -> nn.Module:
 def makes(base: nn.Module, load: Load) -> dict[str, tuple[Make, str]]:
     """By name: what makes the contender, and its kind."""
     batch, neurons = systems.batch_of(load), systems.random_neurons(load.model)
-    start = like(loss_of(base, batch))
+    start = like(base)
     ours_checks = (start, gradients_of(base, neurons)) if load.tokens <= FULL_GRADIENTS else (start,)
     found: dict[str, tuple[Make, str]] = {}
 

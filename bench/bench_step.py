@@ -42,8 +42,7 @@ def add_ours(comparison: Comparison, base: Any, batch: Any, load: Load) -> None:
 
 def add_adapters(comparison: Comparison, base: Any, batch: Any, load: Load) -> None:
     """LoRA twice where PEFT's cast of the adapters to fp32 means something: on a half-precision model."""
-    loss = steps.loss_of(base, batch)
-    start = steps.like(loss)
+    start = steps.like(base)
 
     def make(*arguments: Any, **options: Any) -> Callable[[], Contender]:
         return lambda: contender(systems.lora(base, batch, *arguments, **options), start)
@@ -55,7 +54,7 @@ def add_adapters(comparison: Comparison, base: Any, batch: Any, load: Load) -> N
     comparison.add("DoRA r=8 all-linear", make(ATTENTION + MLP, dora=True), "peer")
     comparison.add("SHiRA on the FFN", lambda: contender(systems.shira(base, batch, load.model), start), "peer")
     if GPU:  # its kernels are for a GPU alone
-        liger = functools.partial(steps.liger_lora, load, loss)
+        liger = functools.partial(steps.liger_lora, load)
         comparison.add(f"{LORA}, Liger", steps.in_its_own_process(liger), "peer")
 
 

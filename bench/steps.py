@@ -44,8 +44,9 @@ def loss_of(base: nn.Module, batch: Batch) -> float:
         return float(System(base, batch, []).loss())
 
 
-def like(loss: float) -> Callable[[System], None]:
-    return lambda system: checks.same_loss(system, loss)
+def like(base: nn.Module) -> Callable[[System], None]:
+    """Checks the loss against the base's as it is then: light systems share its weights, and slices write into them."""
+    return lambda system: checks.same_loss(system, loss_of(base, system.batch))
 
 
 def gradients_of(base: nn.Module, neurons: Any) -> Callable[[System], None]:
@@ -59,15 +60,16 @@ def gradient_dtype(system: System) -> str:
     return dtype
 
 
-def liger_lora(load: Load, loss: float) -> Contender:
+def liger_lora(load: Load) -> Contender:
     """LoRA on a Llama with Liger's kernels. Called in a process of its own (apart.py), which draws the same weights."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     torch.manual_seed(0)
-    base = systems.random_model(load.model)
-    system = systems.lora(base, systems.batch_of(load), ATTENTION + MLP, fp32=not GPU)
+    base, batch = systems.random_model(load.model), systems.batch_of(load)
+    loss = loss_of(base, batch)  # before Liger's kernels are in it
+    system = systems.lora(base, batch, ATTENTION + MLP, fp32=not GPU)
     _apply_liger_kernel_to_instance(model=system.model)
-    made = contender(system, like(loss))
+    made = contender(system, lambda system: checks.same_loss(system, loss))
     return Contender(made.run, facts=made.facts | {"note": "in a process of its own"})
 
 
