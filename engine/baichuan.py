@@ -33,6 +33,8 @@ from .errors import UserError
 from .shards import INDEX, SINGLE, Entry, open_shard, tensor_files, write_shard
 
 PREFIX = "baichuan2-"
+VERSION = 1
+"""Of what `convert` writes: raise it when that changes, and checkpoints are converted anew."""
 """What a converted folder's name begins with."""
 KEPT = (
     "vocab_size",
@@ -90,7 +92,7 @@ def converted(folder: Path) -> Path:
     A name of its own for every place, size and time of the files: two checkpoints of one shape must not be mistaken.
     Raises UserError as `convert` does.
     """
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest = hashlib.sha256(f"version {VERSION}".encode())
     files = (*folder.glob("*.safetensors"), *folder.glob("*.json"), folder / "tokenizer.model")
     for file in sorted(f for f in files if f.is_file()):
         about = file.stat()

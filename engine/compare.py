@@ -107,7 +107,7 @@ def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
         matched: dict[int, str] = {}
         for entry in sorted(entries, key=lambda e: isinstance(e.config.method, Lape)):  # it asks for CANEFT's set
             row = rows[entry.label] = Row(entry.label, title(entry, entries), [], [])
-            for seed in own.seeds[:1] if entry.config.method.name == "base" else own.seeds:
+            for seed in own.seeds[:1] if entry.config.method.kind == "base" else own.seeds:
                 folder = own.out / entry.label / f"seed-{seed}"
                 config = settings(entry.config, folder, seed, row, shared, matched)
                 distributed.print0(f"\n== {entry.label}, seed {seed}")
@@ -131,7 +131,7 @@ def settings(
 ) -> RunConfig:
     """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made."""
     config = replace(config, out=str(out), seed=seed)
-    if config.method.name != "base":
+    if config.method.kind != "base":
         config = replace(config, evaluate=replace(config.evaluate, base=False))
     if row.runs and config.train.sweep:
         config = replace(config, train=replace(config.train, learning_rate=row.runs[0]["learning_rate"], sweep=()))
@@ -152,7 +152,7 @@ def title(entry: Entry, entries: Sequence[Entry]) -> str:
     method = entry.config.method
     same = [e.label for e in entries if e.config.method.title == method.title]
     name = dict(zip(same, differing(same), strict=True))[entry.label]
-    if len(same) == 1 or name == method.name:
+    if len(same) == 1 or name == method.kind:
         return method.title
     return name.replace("_", " ").replace(Caneft.__name__.lower(), Caneft.title)
 

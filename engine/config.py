@@ -286,7 +286,7 @@ class RunConfig:
         if self.model.compile == "blocks" and getattr(self.method, "magnitude", False):
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
-            raise UserError(f"--export.adapter: what {self.method.name} trains is no LoRA; leave it at none")
+            raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
 
     @property
     def train_sentences(self) -> int:

@@ -170,7 +170,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.config.method.name
+        return self.config.method.kind
 
     @property
     def systems(self) -> list[str]:

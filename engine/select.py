@@ -55,7 +55,7 @@ def select(
     method = method or Caneft()
     if statistics is None and (method.scores or shape is None):
         what = "statistics.safetensors of a scoring pass" if method.scores else "the model, --model"
-        raise UserError(f"{method.name} needs {what}")
+        raise UserError(f"{method.kind} needs {what}")
     neurons, notes = method.select(statistics, shape or shape_of(statistics), seed)
     for note in notes:
         warnings.warn(note, stacklevel=2)

@@ -20,10 +20,10 @@ from .methods.method import Method
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types, tuples as lists; a method says its kind, the name of its module."""
+    """The config as plain JSON types, tuples as lists; a method says its kind."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     if isinstance(config, Method):
-        return {"kind": config.name} | plain
+        return {"kind": config.kind} | plain
     return plain | {"method": as_dict(config.method)} if isinstance(config, RunConfig) else plain
 
 

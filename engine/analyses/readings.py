@@ -163,7 +163,7 @@ class Trainer:
 
     def decode(self, reading: Reading, seed: int) -> dict[str, dict[str, float]]:
         """BLEU and chrF, averages over seen, unseen and all domains."""
-        return distributed.share_object(run_one(self.config(reading, seed)))["systems"][reading.method.name]["averages"]
+        return distributed.share_object(run_one(self.config(reading, seed)))["systems"][reading.method.kind]["averages"]
 
 
 def main(arguments: list[str] | None = None) -> None:

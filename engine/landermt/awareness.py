@@ -82,7 +82,7 @@ def routes(detection: Detection, method: Landermt) -> Routes:
     own = torch.tensor([[name in pair.split("-") for name in detection.languages] for pair in detection.pairs])
     owner = [owners(phi[:, layer], method) for layer in layers]
     share = torch.stack([general_share(phi[:, i], o, own) for i, o in zip(layers, owner, strict=True)], 1)
-    about = {"method": method.name, "options": asdict(method), "relevance": relevance.tolist()}
+    about = {"method": method.kind, "options": asdict(method), "relevance": relevance.tolist()}
     return Routes(
         pairs=detection.pairs,
         languages=detection.languages,

@@ -1,1 +1,1 @@
-"""One file a method: what it scores, selects and trains. A method's name is the name of its module."""
+"""What a method scores, selects and trains; each method is a dataclass of its settings."""

@@ -28,6 +28,7 @@ class Adapter(Method):
     width: int = 1640
     """Units between an adapter's two layers."""
 
+    kind: ClassVar[str] = "adapter"
     title: ClassVar[str] = "Adapter"
     selects: ClassVar[bool] = False
     merges: ClassVar[bool] = False

@@ -35,6 +35,7 @@ class AdapterLora(Adapter):
     target_modules: tuple[str, ...] = ("query_key_value",)
     """Names of the attention's input projections that get LoRA (`q_proj k_proj v_proj` in a Llama)."""
 
+    kind: ClassVar[str] = "adapter_lora"
     title: ClassVar[str] = "Adapter-LoRA"
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Base(Method):
     """No training: nothing to set."""
 
+    kind: ClassVar[str] = "base"
     title: ClassVar[str] = "Base"
     selects: ClassVar[bool] = False
     trains: ClassVar[bool] = False

@@ -36,6 +36,7 @@ class Caneft(Method):
     neuron_ratio: float = 0.01
     """Share of all neurons of the model that is chosen (γ follows from it)."""
 
+    kind: ClassVar[str] = "caneft"
     title: ClassVar[str] = "CANEFT"
     scores: ClassVar[bool] = True
 

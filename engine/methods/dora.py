@@ -12,5 +12,6 @@ from .lora import Lora
 class Dora(Lora):
     """Settings of the adapters, by PEFT's names. One magnitude an output channel is trained besides."""
 
+    kind: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
     magnitude: ClassVar[bool] = True

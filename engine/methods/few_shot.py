@@ -24,6 +24,7 @@ class FewShot(Method):
     shots: int = 5
     """Examples before each test sentence, each drawn anew with the seed."""
 
+    kind: ClassVar[str] = "few_shot"
     title: ClassVar[str] = "Few-shot"
     selects: ClassVar[bool] = False
     trains: ClassVar[bool] = False

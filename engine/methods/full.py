@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Full(Method):
     """All parameters: nothing to set. A tied output head is the embedding, and counts once."""
 
+    kind: ClassVar[str] = "full"
     title: ClassVar[str] = "Full"
     selects: ClassVar[bool] = False
 

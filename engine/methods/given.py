@@ -28,6 +28,7 @@ class Given(Method):
     files: tuple[str, ...] = ()
     """Neuron sets (.safetensors, as a run writes them) or JSON lists of [layer, "projection", index]."""
 
+    kind: ClassVar[str] = "given"
     title: ClassVar[str] = "Given"
 
     @property

@@ -39,5 +39,5 @@ AnyMethod = (
 )
 """Which of them a run is, its recipe says; flags then set that method's fields."""
 
-METHODS = {kind.__module__.rpartition(".")[2]: kind for kind in AnyMethod.__args__}
-"""Each by the name of its module, as config.json and results.json have it."""
+METHODS = {method.kind: method for method in AnyMethod.__args__}
+"""Each by its `kind`, as config.json and results.json have it."""

@@ -66,6 +66,7 @@ class Landermt(Method):
     attention: bool = False
     """Train the rest of the chosen blocks too, in the general group (the paper's 805 M on BLOOM-7b1)."""
 
+    kind: ClassVar[str] = "landermt"
     title: ClassVar[str] = "LANDeRMT"
     scores: ClassVar[bool] = True
     selects: ClassVar[bool] = False

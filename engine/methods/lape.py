@@ -33,6 +33,7 @@ class Lape(Method):
     percentile: float = 0.95
     """A unit must be active more often than this share of all (unit, domain) pairs, in one domain at least."""
 
+    kind: ClassVar[str] = "lape"
     title: ClassVar[str] = "LAPE"
     scores: ClassVar[bool] = True
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Layers(Landermt):
     """Settings of the choice of layers, as LANDeRMT's; those of units and routing have no effect."""
 
+    kind: ClassVar[str] = "layers"
     title: ClassVar[str] = "Layers"
     routed: ClassVar[bool] = False
 

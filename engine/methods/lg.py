@@ -12,5 +12,6 @@ from .landermt import Landermt
 class Lg(Landermt):
     """Settings of detection and routing, as LANDeRMT's."""
 
+    kind: ClassVar[str] = "lg"
     title: ClassVar[str] = "LG"
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "general"

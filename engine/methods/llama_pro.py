@@ -30,6 +30,7 @@ class LlamaPro(Method):
     blocks: int = 2
     """After every 1/blocks of the depth: 2 follow the layers at 1/2 and at the end."""
 
+    kind: ClassVar[str] = "llama_pro"
     title: ClassVar[str] = "LLaMA Pro"
     selects: ClassVar[bool] = False
 

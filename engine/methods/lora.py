@@ -36,6 +36,7 @@ class Lora(Method):
     target_modules: tuple[str, ...] = ()
     """Names of the layers that get an adapter, as in `query_key_value`; none named are all that the method has."""
 
+    kind: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     selects: ClassVar[bool] = False
     attention: ClassVar[bool] = True

@@ -12,5 +12,6 @@ from .lora import Lora
 class LoraMlp(Lora):
     """Settings of the adapters, by PEFT's names."""
 
+    kind: ClassVar[str] = "lora_mlp"
     title: ClassVar[str] = "LoRA-MLP"
     attention: ClassVar[bool] = False

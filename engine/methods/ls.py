@@ -12,5 +12,6 @@ from .landermt import Landermt
 class Ls(Landermt):
     """Settings of detection and routing, as LANDeRMT's."""
 
+    kind: ClassVar[str] = "ls"
     title: ClassVar[str] = "LS"
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "specific"

@@ -1,6 +1,6 @@
 """What a method tells the run: what it scores, which neurons it selects, what it trains, what that changes.
 
-A method is a dataclass of settings in a module of its own, and its name is that module's. The defaults here are those
+A method is a dataclass of settings; `kind` is its name in files and recipes. The defaults here are those
 of the methods that select neurons and train their slices; the others say where they differ. All go through the same
 run.py: same data, batches, evaluation and artefacts.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Method:
     """One row of the paper's table; at most two levels of subclasses."""
 
+    kind: ClassVar[str]
+    """Its name in config.json, results.json, file names and recipes."""
     title: ClassVar[str]
     """How it is written in a table."""
     scores: ClassVar[bool] = False
@@ -38,10 +40,6 @@ class Method:
     trains: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     """Whether what it trains becomes part of the base's weights, so that the export is a plain model (out/model)."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Rcn(Caneft):
     """Settings of the CANEFT selection whose counts are taken; --seed draws the neurons."""
 
+    kind: ClassVar[str] = "rcn"
     title: ClassVar[str] = "RCN"
 
     def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:

@@ -235,7 +235,7 @@ def test_adapters_change_the_layers_that_they_were_merged_into(method, layers, t
     assert all(report.changed[name] > 0.9 * size for name, size in report.allowed.items())
     other = (
         "model.layers.1.self_attn.o_proj.weight"
-        if method.name == "lora_mlp"
+        if method.kind == "lora_mlp"
         else "model.layers.1.input_layernorm.weight"
     )
     edit(run / "model", other, lambda t: t.index_fill(0, torch.tensor([3]), 0.5))

@@ -120,7 +120,7 @@ def test_resume_equals_unbroken(runs, pool):
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-@pytest.fixture(params=METHODS, ids=lambda method: method.name)
+@pytest.fixture(params=METHODS, ids=lambda method: method.kind)
 def attached(request, tmp_path):
     """A live model with adapters of any values, and the folder that holds them."""
     live = toys.bloom()

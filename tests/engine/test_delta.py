@@ -127,7 +127,7 @@ def test_a_trained_bias_is_no_adapter(tmp_path):
         adapter.write(tmp_path, "base", tmp_path / "adapter", True)
 
 
-@pytest.mark.parametrize("method", [Lora(rank=3), Dora(rank=3)], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [Lora(rank=3), Dora(rank=3)], ids=lambda method: method.kind)
 def test_a_lora_runs_own_adapter(method, tmp_path):
     toys.model().save_pretrained(tmp_path / "base")
     live = toys.model()

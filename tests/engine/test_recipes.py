@@ -126,7 +126,7 @@ def test_there_is_a_recipe_for_every_row():
     assert {path.stem for path in RECIPES} >= rows
     for row in rows:
         method = load(RECIPES[0].with_name(f"{row}.py")).method
-        assert row.startswith(method.name), row
+        assert row.startswith(method.kind), row
 
 
 @pytest.mark.parametrize("method", BY_HAND)
@@ -162,7 +162,7 @@ TEN = {f"{a}-{b}" for other in ("de", "fr", "it", "zh", "ar") for a, b in (("en"
 @pytest.mark.parametrize(("place", "model"), [(0, "bloom"), (1, "baichuan2")])
 def test_rows_of_landermts_tables(row, place, model):
     config = load(RECIPES[0].with_name(f"{row}_{model}.py"))
-    assert config.method.name == row
+    assert config.method.kind == row
     assert config.method.bounds(resolve("no-such-model", config.shape)).exact == LANDERMT[row][place]
     assert set(config.data.pairs) == TEN
     assert config.data.prompt == "templates"

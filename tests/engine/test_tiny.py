@@ -171,6 +171,9 @@ def test_files_are_the_same_bytes_on_every_run(tmp_path):
         assert len(files) == 18
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     assert digests[0] == digests[1]
+    text = b"".join(gzip.decompress(file.read_bytes()) for file in files)
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    assert (tiny.CORPUS_VERSION, digest) == (1, "787dc6ca5054da37"), "the sentences changed: raise CORPUS_VERSION"
     with gzip.open(tmp_path / "a/de-en/koran/test.jsonl.gz", "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     assert len(records) == 150
@@ -296,14 +299,10 @@ def test_two_processes_build_once(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thing", "thing.lock"]
 
 
-def test_another_source_makes_another_folder(tmp_path, monkeypatch):
-    other = tmp_path / "corpus.py"
-    other.write_text("# changed")
-    before = tiny._digest(*tiny.GENERATOR)
-    assert before == tiny._digest(*tiny.GENERATOR)
-    assert before != tiny._digest(*tiny.GENERATOR, text="prompt")
-    monkeypatch.setattr(tiny_corpus, "__file__", str(other))
-    assert before != tiny._digest(*tiny.GENERATOR)
+def test_the_prompts_that_the_models_learn():
+    wording = "".join((prompts.SYSTEMS["short"], *prompts.TEMPLATES))
+    digest = hashlib.sha256(wording.encode()).hexdigest()[:16]
+    assert (tiny.MODEL_VERSION, digest) == ("1.1", "f12c96e7764b079b"), "the prompts changed: raise MODEL_VERSION"
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):

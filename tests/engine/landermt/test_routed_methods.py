@@ -68,7 +68,7 @@ def test_what_is_trained_is_counted_saved_and_audited(run):
         "ls": specific * WEIGHTS,  # the blocks' rest is general, so LS does not train it
         "lg": general * WEIGHTS,
         "layers": BLOCK,
-    }[method.name]
+    }[method.kind]
     assert sum(p.numel() for p in live.parameters() if p.requires_grad) == expected
     report = audit(base, folder)
     assert report.ok, report
