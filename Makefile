@@ -44,11 +44,11 @@ test: lint ## style and all tests
 	@echo "[test] pytest"
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-faults: $(STAMP) ## every fault in full, about an hour, in pieces: tests/FAULTS.md; broken off, it goes on
-	$(BIN)/python tests/campaign.py $(ARGS)
+faults: $(STAMP) ## every fault in full, about an hour, in pieces: tests/faults/FAULTS.md; broken off, it goes on
+	$(BIN)/python tests/faults/campaign.py $(ARGS)
 
 fuzz: $(STAMP) ## random and damaged input, N of each kind (default 2000), drawn anew
-	SLICETUNE_FUZZ=$(or $(N),2000) $(BIN)/python -m pytest tests/engine/test_fuzz.py --timeout 0 $(ARGS)
+	SLICETUNE_FUZZ=$(or $(N),2000) $(BIN)/python -m pytest tests/faults/test_fuzz.py --timeout 0 $(ARGS)
 
 # COMET wants transformers < 5 and numpy < 2, which has no wheels for a Python after 3.12; --evaluate.comet finds it here.
 comet-env: $(STAMP) ## .venv-comet, COMET's own environment, for --evaluate.comet

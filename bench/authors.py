@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slicetune.engine.batching import Example, pad
-from slicetune.engine.ffn import find_ffns
-from slicetune.engine.loss import target_losses
+from slicetune.engine.data.batching import Example, pad
+from slicetune.engine.models.sites import find_ffns
+from slicetune.engine.scoring.loss import target_losses
 
 
 class HookScorer:

@@ -18,8 +18,8 @@ from micro import SECONDS, WIDTH, H, I, T, checked, chosen, compiled, copy_of, r
 from shapes import DEVICE, DTYPE, FFN, GPU
 from torch import Tensor
 
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
+from slicetune.kernels.gated.op import gated_backward, gated_forward
+from slicetune.kernels.gated.reference import gated_backward_reference, gated_forward_reference
 from slicetune.kernels.histogram import BINS, accumulate, accumulate_reference
 from slicetune.kernels.tap import tap, tap_reference
 

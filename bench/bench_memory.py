@@ -19,9 +19,9 @@ from harness import Comparison, Contender
 from shapes import DEVICE, GPU, SMALL_GPU_SCORE, SMALL_GPU_STEP, SMOKE, Load
 from steps import OURS, contender
 
-from slicetune.engine import scoring
-from slicetune.engine.config import ScoreConfig
-from slicetune.engine.statistics import Statistics
+from slicetune.engine.scoring import passes as scoring
+from slicetune.engine.scoring.config import ScoreConfig
+from slicetune.engine.scoring.statistics import Statistics
 
 pytestmark = pytest.mark.skipif(not GPU and not SMOKE, reason="the 8B needs a GPU")
 

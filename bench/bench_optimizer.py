@@ -17,7 +17,7 @@ from micro import copy_of
 from shapes import DEVICE, DTYPE, GPU, NEURON_RATIO, WHOLE_STEP
 from torch import Tensor, nn
 
-from slicetune.engine.optim import SparseColumnAdamW
+from slicetune.engine.slices.optim import SparseColumnAdamW
 
 SHAPE = WHOLE_STEP.model
 LR = 1e-3

@@ -17,7 +17,7 @@ from micro import SECONDS, WIDTH, H, I, T, checked, chosen, compiled, copy_of, p
 from shapes import DEVICE, DTYPE, FFN, NEURON_RATIO
 from torch import Tensor, nn
 
-from slicetune.engine.slices import SliceLinear
+from slicetune.engine.slices.linear import SliceLinear
 from slicetune.kernels.slice_gradient import column_gradient, row_gradient
 
 
@@ -61,7 +61,7 @@ def test_ffn(benchmark):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    from slicetune.engine import ffn
+    from slicetune.engine.slices import ffn
 
     config = LlamaConfig(hidden_size=H, intermediate_size=I)
     plain = LlamaMLP(config).to(DEVICE, DTYPE).requires_grad_(False)

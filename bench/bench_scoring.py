@@ -21,10 +21,10 @@ from authors import HookScorer
 from harness import Comparison, Contender, agree
 from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_LONGER, SCORE_TINY, SMOKE, Load
 
-from slicetune.engine import scoring
-from slicetune.engine.config import ScoreConfig
-from slicetune.engine.shapes import LLAMA31_8B
-from slicetune.engine.statistics import Statistics
+from slicetune.engine.models.shapes import LLAMA31_8B
+from slicetune.engine.scoring import passes as scoring
+from slicetune.engine.scoring.config import ScoreConfig
+from slicetune.engine.scoring.statistics import Statistics
 
 DOMAINS = ["a", "b", "c", "d"]
 TOKENS_PER_BATCH = 4096 if GPU else 512

@@ -16,10 +16,10 @@ from harness import Comparison, Contender, Wrong
 from shapes import SELECTION, SELECTION_SAMPLES, SMOKE
 from torch import Tensor
 
-from slicetune.engine.information import mutual_information
-from slicetune.engine.methods.caneft import Caneft
-from slicetune.engine.selection import select
-from slicetune.engine.statistics import Statistics
+from slicetune.engine.methods.caneft.information import mutual_information
+from slicetune.engine.methods.caneft.selection import select
+from slicetune.engine.methods.caneft.settings import Caneft
+from slicetune.engine.scoring.statistics import Statistics
 
 DOMAINS = ["a", "b", "c", "d"]
 SAMPLE = 16 if SMOKE else 256

@@ -111,9 +111,10 @@ def test_deepspeed_step(benchmark):
         return Contender(lambda: _update(system), system.gradients)
 
     def deepspeed() -> Contender:
-        from slicetune.engine import distributed
-        from slicetune.engine.config import RunConfig, TrainConfig
-        from slicetune.engine.zero import ZeroEngine
+        from slicetune.engine.common import distributed
+        from slicetune.engine.run.config import RunConfig
+        from slicetune.engine.training.config import TrainConfig
+        from slicetune.engine.training.zero import ZeroEngine
 
         distributed.start()
         system = systems.slices(base, batch, neurons)
@@ -127,7 +128,7 @@ def test_deepspeed_step(benchmark):
     try:
         comparison.measure(15 if not GPU else 6)
     finally:
-        from slicetune.engine import distributed
+        from slicetune.engine.common import distributed
 
         distributed.stop()
 
@@ -138,6 +139,6 @@ def _update(system: System) -> None:
 
 
 def _loss(model: Any, batch: Any) -> torch.Tensor:
-    from slicetune.engine.loss import target_losses
+    from slicetune.engine.scoring.loss import target_losses
 
     return target_losses(model, batch).mean()

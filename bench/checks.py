@@ -10,8 +10,8 @@ from shapes import DTYPE
 from systems import System, blocks
 from torch import Tensor, nn
 
-from slicetune.engine import ffn
-from slicetune.engine.neurons import NeuronSet
+from slicetune.engine.models import sites as sites_module
+from slicetune.engine.slices.neurons import NeuronSet
 
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 """Relative error of one rounding."""
@@ -69,7 +69,7 @@ def gradient_fault(got: Tensor, want: Tensor, limit: float) -> str:
 def full_gradients(base: nn.Module, ours: System, neurons: NeuronSet) -> dict[str, Tensor]:
     """By "layer role", in ffn.attach's order: the chosen rows of the weight gradients that plain torch computes."""
     keys = [key for key in sorted(neurons.slices) if len(neurons.slices[key])]
-    sites = ffn.find_ffns(base)
+    sites = sites_module.find_ffns(base)
     weights = [getattr(sites[layer].module, sites[layer].projections[role]).weight for layer, role, _ in keys]
     for weight in weights:
         weight.requires_grad_(True)

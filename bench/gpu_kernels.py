@@ -15,16 +15,17 @@ import torch
 from shapes import DEVICE, GPU
 from torch import Tensor, nn
 
-from slicetune.engine import ffn, scoring
-from slicetune.engine.config import ScoreConfig
-from slicetune.engine.optim import SparseColumnAdamW
-from slicetune.engine.statistics import Statistics
-from slicetune.kernels.dispatch import use_triton
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
+from slicetune.engine.models import sites as sites_module
+from slicetune.engine.scoring import passes as scoring
+from slicetune.engine.scoring.config import ScoreConfig
+from slicetune.engine.scoring.statistics import Statistics
+from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.kernels.common.dispatch import use_triton
+from slicetune.kernels.gated.op import gated_backward, gated_forward
+from slicetune.kernels.gated.reference import gated_backward_reference, gated_forward_reference
 from slicetune.kernels.histogram import BINS, accumulate, accumulate_reference
-from slicetune.kernels.plain import plain_backward, plain_forward
-from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
+from slicetune.kernels.plain.op import plain_backward, plain_forward
+from slicetune.kernels.plain.reference import plain_backward_reference, plain_forward_reference
 from slicetune.kernels.slice_gradient import column_gradient, row_gradient
 from slicetune.kernels.tap import tap, tap_reference
 
@@ -218,7 +219,7 @@ def small_model():
     import systems
     from shapes import Load
 
-    from slicetune.engine.shapes import ModelShape
+    from slicetune.engine.models.shapes import ModelShape
 
     load = Load(ModelShape("small", 2, 256, 688, 4, 2, 64, 512, tied=False), 4, 24)
     return systems, load, systems.random_model(load.model).float()
@@ -228,7 +229,7 @@ def test_engine_step_equals_full_gradients():
     systems, load, model = small_model()
     neurons = systems.random_neurons(load.model, 0.1)
     system = systems.slices(model, systems.batch_of(load), neurons)
-    sites = ffn.find_ffns(model)
+    sites = sites_module.find_ffns(model)
     system.gradients()
     model.requires_grad_(True)
     systems.System(model, system.batch, []).gradients()

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from slicetune.engine.shapes import LLAMA31_8B, ModelShape
+from slicetune.engine.models.shapes import LLAMA31_8B, ModelShape
 
 SMOKE = os.environ.get("SLICETUNE_BENCH") == "smoke"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ from shapes import GPU, Load
 from systems import ATTENTION, MLP, System
 from torch import nn
 
-from slicetune.engine.batching import Batch
+from slicetune.engine.data.batching import Batch
 
 FLOOR, OURS, LORA = "floor: forward + dX, frozen", "slices 1 %", "LoRA r=8 all-linear"
 FIELDS = ("resident_bytes", "peak_bytes", "saved_bytes", "optimizer_bytes", "trainable")

@@ -16,14 +16,15 @@ import torch
 from shapes import DEVICE, DTYPE, NEURON_RATIO, SMOKE, Load
 from torch import Tensor, nn
 
-from slicetune.engine import attention, ffn
-from slicetune.engine.batching import Batch, Example, pack, pad
-from slicetune.engine.compiled import compile_blocks
-from slicetune.engine.loss import target_losses
-from slicetune.engine.neurons import NeuronSet
-from slicetune.engine.optim import SparseColumnAdamW
-from slicetune.engine.shapes import ModelShape
-from slicetune.engine.slices import leave_to_optimizer
+from slicetune.engine.data.batching import Batch, Example, pack, pad
+from slicetune.engine.models import attention, sites
+from slicetune.engine.models.shapes import ModelShape
+from slicetune.engine.scoring.loss import target_losses
+from slicetune.engine.slices import ffn
+from slicetune.engine.slices.linear import leave_to_optimizer
+from slicetune.engine.slices.neurons import NeuronSet
+from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.training.compiled import compile_blocks
 
 LR = 1e-5
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -203,7 +204,7 @@ def masked(base: nn.Module, batch: Batch, neurons: NeuronSet, fused: bool) -> Sy
     """
     model = copy.deepcopy(base).requires_grad_(False)
     params, masks = [], []
-    for site in ffn.find_ffns(model):
+    for site in sites.find_ffns(model):
         for role, child in site.projections.items():
             weight = getattr(site.module, child).weight.requires_grad_(True)
             mask = torch.zeros_like(weight)

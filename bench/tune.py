@@ -35,10 +35,12 @@ from shapes import DEVICE, DTYPE, FFN, GPU
 from torch import Tensor
 
 from slicetune.kernels import compile as aot
-from slicetune.kernels import gated_kernels, slice_gradient
-from slicetune.kernels.dispatch import Tile, architecture
-from slicetune.kernels.gated import gated_backward
-from slicetune.kernels.gated_reference import gated_backward_reference
+from slicetune.kernels import slice_gradient
+from slicetune.kernels.common import cases
+from slicetune.kernels.common.dispatch import Tile, architecture
+from slicetune.kernels.gated import kernel as gated_kernels
+from slicetune.kernels.gated.op import gated_backward
+from slicetune.kernels.gated.reference import gated_backward_reference
 from slicetune.kernels.slice_gradient import Config, compact_gradient
 
 T, H, I = FFN.tokens, FFN.model.hidden, FFN.model.intermediate
@@ -80,7 +82,7 @@ class Table:
         """The pinned configuration first, then the grid."""
         return list(dict.fromkeys([self.pinned(part), *self.grid]))
 
-    def compiled(self, config: Any, part: str) -> aot.AotCase:
+    def compiled(self, config: Any, part: str) -> cases.AotCase:
         case = next(c for c in self.module.aot() if c.name == self.case)
         if isinstance(config, Tile):
             sizes = {"ROWS": config.rows, "BLOCK_ROWS": config.block_rows, "BLOCK_COLS": config.block_cols}
@@ -275,7 +277,7 @@ def list_grid(part: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", choices=aot.TARGETS, help="list what fits on this part; nothing is timed")
+    parser.add_argument("--target", choices=cases.TARGETS, help="list what fits on this part; nothing is timed")
     parser.add_argument("--seconds", type=float, default=230, help="stop timing after this long")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of its JSON")
     options = parser.parse_args()

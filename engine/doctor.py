@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..kernels.dispatch import use_triton
-from ..kernels.gated import gated_backward, gated_forward
+from ..kernels.common.dispatch import use_triton
+from ..kernels.gated.op import gated_backward, gated_forward
 from ..kernels.histogram import BINS, accumulate
 from ..kernels.slice_gradient import column_gradient, row_gradient
 from ..kernels.tap import tap
-from .attention import flash_attn, packed_path
-from .cli import one_line
-from .cross_entropy import loss_path
-from .optim import SparseColumnAdamW
+from .common.command import one_line
+from .models.attention import flash_attn, packed_path
+from .scoring.cross_entropy import loss_path
+from .slices.optim import SparseColumnAdamW
 
 NEEDED = {"torch": "2.11", "transformers": "5.17", "deepspeed": "0.19.8", "safetensors": "0.6", "sacrebleu": "2.5"}
 """Library → oldest version; older torch and transformers have known holes in how they load checkpoints."""

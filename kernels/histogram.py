@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compile import AotCase
-from .dispatch import jit, on_device, tl, use_triton
+from .common.cases import AotCase
+from .common.dispatch import jit, on_device, tl, use_triton
 
 BINS = 256
 BINS_PER_OCTAVE = 8

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compile import AotCase
-from .dispatch import INTERPRET, architecture, jit, on_device, runs_now, tl, use_triton
+from .common.cases import AotCase
+from .common.dispatch import INTERPRET, architecture, jit, on_device, runs_now, tl, use_triton
 
 _TOKENS = 4096  # tokens upcast at once where the machine has no half-precision product with a float32 result
 FOLD_BLOCK = 1024

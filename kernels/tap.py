@@ -8,12 +8,12 @@ Gated projections need no tap: `gated_backward` gives their scores from register
 import torch
 from torch import Tensor
 
-from .blocks import block_of, store_sum, tokens_of
-from .compile import SAMPLES, TOKENS, AotCase, by_tile
-from .dispatch import Tile, ceil, jit, on_device, pinned, runs_now, tl, use_triton
-from .fold import OUTSIDE, Segments, as_tensor, check_segments, fold, segment_sums, tiles_of
-from .outputs import Reduce, wide
-from .torch_blocks import blocks_of, compute
+from .common.blocks import block_of, store_sum, tokens_of
+from .common.cases import SAMPLES, TOKENS, AotCase, by_tile
+from .common.dispatch import Tile, ceil, jit, on_device, pinned, runs_now, tl, use_triton
+from .common.fold import OUTSIDE, Segments, as_tensor, check_segments, fold, segment_sums, tiles_of
+from .common.outputs import Reduce, wide
+from .common.torch_blocks import blocks_of, compute
 
 # Two tensors and one accumulator leave room for two 16-byte loads a thread and tensor.
 TAP = {"default": Tile(256, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}

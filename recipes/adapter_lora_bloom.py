@@ -9,7 +9,7 @@ python recipes/adapter_lora_bloom.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.adapter_lora import AdapterLora
+from slicetune.engine.methods.adapter import AdapterLora
 
 CONFIG = RunConfig(
     out="runs/adapter-lora-bloom",

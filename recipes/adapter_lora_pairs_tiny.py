@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/adapter_lora_pairs_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.adapter_lora import AdapterLora
+from slicetune.engine.methods.adapter import AdapterLora
 
 CONFIG = RunConfig(
     out="runs/adapter-lora-pairs-tiny",

@@ -6,7 +6,7 @@ python recipes/dora_qwen25.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.dora import Dora
+from slicetune.engine.methods.lora import Dora
 
 CONFIG = RunConfig(
     out="runs/dora-qwen25",

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/dora_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.dora import Dora
+from slicetune.engine.methods.lora import Dora
 
 CONFIG = RunConfig(
     out="runs/dora-tiny",

@@ -8,7 +8,7 @@ python recipes/full_bloom.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
-from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.base import Full
 
 CONFIG = RunConfig(
     out="runs/full-bloom",

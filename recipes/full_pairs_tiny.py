@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/full_pairs_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.full import Full
+from slicetune.engine.methods.base import Full
 
 CONFIG = RunConfig(
     out="runs/full-pairs-tiny",

@@ -8,7 +8,7 @@ python recipes/layers_baichuan2.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.layers import Layers
+from slicetune.engine.methods.landermt import Layers
 
 CONFIG = RunConfig(
     out="runs/layers-baichuan2",

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/layers_pairs_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.layers import Layers
+from slicetune.engine.methods.landermt import Layers
 
 CONFIG = RunConfig(
     out="runs/layers-pairs-tiny",

@@ -8,7 +8,7 @@ python recipes/lg_baichuan2.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.lg import Lg
+from slicetune.engine.methods.landermt import Lg
 
 CONFIG = RunConfig(
     out="runs/lg-baichuan2",

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/lg_pairs_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.lg import Lg
+from slicetune.engine.methods.landermt import Lg
 
 CONFIG = RunConfig(
     out="runs/lg-pairs-tiny",

@@ -6,7 +6,7 @@ python recipes/lora_mlp_llama2.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.lora_mlp import LoraMlp
+from slicetune.engine.methods.lora import LoraMlp
 
 CONFIG = RunConfig(
     out="runs/lora-mlp-llama2",

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/lora_mlp_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.lora_mlp import LoraMlp
+from slicetune.engine.methods.lora import LoraMlp
 
 CONFIG = RunConfig(
     out="runs/lora-mlp-tiny",

@@ -8,7 +8,7 @@ python recipes/ls_bloom.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.ls import Ls
+from slicetune.engine.methods.landermt import Ls
 
 CONFIG = RunConfig(
     out="runs/ls-bloom",

@@ -5,7 +5,7 @@ torchrun --nproc_per_node 2 recipes/ls_pairs_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.ls import Ls
+from slicetune.engine.methods.landermt import Ls
 
 CONFIG = RunConfig(
     out="runs/ls-pairs-tiny",

@@ -8,7 +8,7 @@ python recipes/rcn_qwen25.py --dry-run
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.rcn import Rcn
+from slicetune.engine.methods.caneft import Rcn
 
 CONFIG = RunConfig(
     out="runs/rcn-qwen25",

@@ -7,7 +7,7 @@ torchrun --nproc_per_node 2 recipes/rcn_tiny.py
 
 from slicetune.engine.cli import main
 from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from slicetune.engine.methods.rcn import Rcn
+from slicetune.engine.methods.caneft import Rcn
 
 CONFIG = RunConfig(
     out="runs/rcn-tiny",

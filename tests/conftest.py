@@ -17,7 +17,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 def no_rank_is_left():
     """A test that ran as a rank leaves no group, and no variables that a process started later would take for its."""
     yield
-    from slicetune.engine import distributed
+    from slicetune.engine.common import distributed
 
     distributed.stop()
     for name in RANK_VARIABLES:

@@ -102,7 +102,7 @@ def deep():
     import torch
     from shapes import Load
 
-    from slicetune.engine.shapes import ModelShape
+    from slicetune.engine.models.shapes import ModelShape
 
     torch.manual_seed(0)
     load = Load(ModelShape("deep", 32, 64, 160, 4, 2, 16, 256, tied=False), 3, 16)

@@ -52,8 +52,8 @@ def test_installed_package_imports_from_anywhere(wheel, tmp_path):
     run(*pip, "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel), cwd=tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import slicetune.engine.optim, slicetune.engine.slices, slicetune.kernels.gated\n"
-        "print(slicetune.engine.optim.__file__)\n"
+        "import slicetune.engine.slices.optim, slicetune.engine.slices.linear, slicetune.kernels.gated.op\n"
+        "print(slicetune.engine.slices.optim.__file__)\n"
         "print(sorted({'transformers', 'deepspeed', 'datasets', 'matplotlib', 'tyro'} & set(sys.modules)))\n"
     )
     file, heavy = run(sys.executable, "-c", code, cwd=tmp_path).splitlines()

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import tyro
 
-from .. import delta
-from ..cli import one_line
-from ..errors import UserError
-from ..ffn import checkpoint_sites
-from ..neurons import thirds
-from ..settings import read_config
-from .charts import grouped_bars
-from .output import Figure, Table, write
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..evaluation.report.answer import Figure, Table, write
+from ..evaluation.report.charts import grouped_bars
+from ..export import delta
+from ..models.sites import checkpoint_sites
+from ..run.config import read_config
+from ..slices.neurons import thirds
 
 THIRDS = ("lower", "middle", "upper")
 Place = tuple[str, str]

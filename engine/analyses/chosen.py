@@ -14,15 +14,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from .. import sections
-from ..cli import one_line
-from ..information import mutual_information
-from ..methods.caneft import Caneft
-from ..neurons import NeuronSet
-from ..settings import read_config
-from ..statistics import Statistics
-from .charts import histogram
-from .output import Figure, Table, write
+from ..common.command import one_line
+from ..evaluation.report import sections
+from ..evaluation.report.answer import Figure, Table, write
+from ..evaluation.report.charts import histogram
+from ..methods.caneft.information import mutual_information
+from ..methods.caneft.settings import Caneft
+from ..run.config import read_config
+from ..scoring.statistics import Statistics
+from ..slices.neurons import NeuronSet
 
 BARS = 60
 

@@ -25,21 +25,21 @@ import torch
 import tyro
 from torch import Tensor
 
-from .. import distributed
-from ..batching import Example, shuffled
-from ..cli import one_line
-from ..config import ScoreConfig
-from ..corpus import Pair
-from ..errors import UserError
-from ..information import consensus, exact_bins, mutual_information
-from ..methods.caneft import Caneft
-from ..neurons import NeuronSet
-from ..scoring import counts_device, score
-from ..selection import select
-from ..statistics import Statistics
-from .charts import matrix
-from .output import Figure, Table, write
-from .overlap import share
+from ..common import distributed
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..data.batching import Example
+from ..data.draws import shuffled
+from ..data.records import Pair
+from ..evaluation.report.answer import Figure, Table, write
+from ..evaluation.report.charts import matrix
+from ..methods.caneft.information import consensus, exact_bins, mutual_information
+from ..methods.caneft.selection import select
+from ..methods.caneft.settings import Caneft
+from ..scoring.config import ScoreConfig
+from ..scoring.passes import counts_device, score
+from ..scoring.statistics import Statistics
+from ..slices.neurons import NeuronSet, share
 from .source import Source, caneft_of
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)

@@ -12,17 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
 
-from ..cli import one_line
-from ..errors import UserError
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..evaluation.report.answer import Figure, Table, write
+from ..evaluation.report.charts import matrix
+from ..methods.caneft.settings import Rcn
 from ..methods.lape import Lape
-from ..methods.rcn import Rcn
-from ..neurons import NeuronSet
-from ..statistics import Statistics
-from .charts import matrix
-from .output import Figure, Table, write
+from ..scoring.statistics import Statistics
+from ..slices.neurons import NeuronSet, jaccard, share
 from .source import Source, caneft_of
 
 
@@ -32,23 +31,6 @@ class Arguments:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs, or files neurons.safetensors; one CANEFT run alone: what each method makes of its statistics."""
-
-
-def common(a: NeuronSet, b: NeuronSet) -> int:
-    """Slices that both sets have. Raises UserError for sets of different models."""
-    a.union(b)  # refuses them
-    return sum(int(torch.isin(index, b.slices[key]).sum()) for key, index in a.slices.items() if key in b.slices)
-
-
-def share(a: NeuronSet, b: NeuronSet) -> float:
-    """Of a's slices, those that b has too."""
-    return common(a, b) / max(1, a.count)
-
-
-def jaccard(a: NeuronSet, b: NeuronSet) -> float:
-    """Common slices among all slices of either."""
-    both = common(a, b)
-    return both / max(1, a.count + b.count - both)
 
 
 def every_method(run: str) -> dict[str, NeuronSet]:

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .. import distributed
-from ..batching import Example, batches_by_tokens
-from ..loss import sample_means, target_losses
-from ..models import packs_long_rows
-from ..training import Batcher
+from ..common import distributed
+from ..data.batching import Batch, Example, batches_by_tokens, pad
+from ..models.load import packs_long_rows
+from ..scoring.loss import sample_means, target_losses
+from ..training.updates import Batcher
+from .source import Source
+
+TOKENS = 4096
+"""Padded tokens of a batch."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,16 @@ def sentence_losses(
     for i, loss in (pair for part in distributed.collect(mine) for pair in part):
         losses[i] = loss
     return losses, torch.tensor([len(s.input_ids) - s.target_start for s in sentences])
+
+
+def losses(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """Mean loss of each sentence's target tokens, float64 [sentences] in the batches' order."""
+    with torch.no_grad():
+        return torch.cat([sample_means(target_losses(model, batch).double(), batch) for batch in batches]).cpu()
+
+
+def batches_of(source: Source, sentences: Sequence[Example]) -> list[Batch]:
+    """Padded batches, so that any attention does no needless work."""
+    pad_id = source.tokenizer.pad_token_id
+    indices = batches_by_tokens(sentences, TOKENS, packed=False)
+    return [pad([sentences[i] for i in batch], pad_id).to(distributed.device()) for batch in indices]

@@ -16,16 +16,15 @@ from typing import Any
 
 import tyro
 
-from .. import distributed, signals
-from ..cli import one_line
-from ..comparison import METRICS
-from ..config import RunConfig
-from ..errors import UserError
-from ..run import run_one
-from ..sections import domain_name
-from ..settings import read_config
-from .charts import lines
-from .output import Figure, Table, folder_of, write
+from ..common import distributed, signals
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..evaluation.comparison import METRICS
+from ..evaluation.report.answer import Figure, Table, folder_of, write
+from ..evaluation.report.charts import lines
+from ..evaluation.report.sections import domain_name
+from ..run.config import RunConfig, read_config
+from ..run.run import run_one
 from .source import caneft_of, finished, loss_text
 
 

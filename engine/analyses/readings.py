@@ -14,27 +14,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
 
-from .. import distributed, signals
-from ..cli import one_line
-from ..config import RunConfig, ScoreConfig
-from ..errors import UserError
-from ..methods.caneft import Caneft
-from ..methods.rcn import Rcn
-from ..neurons import NeuronSet
-from ..run import Run, run_one
-from ..settings import fingerprint
-from .charts import intervals
-from .output import Figure, folder_of, write
-from .overlap import share
+from ..common import distributed, signals
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..common.settings import fingerprint
+from ..evaluation.report.answer import Figure, folder_of, write
+from ..evaluation.report.charts import intervals
+from ..methods.caneft.settings import Rcn
+from ..run.config import RunConfig
+from ..run.job import Run
+from ..run.run import run_one
+from ..scoring.config import _scoring
+from ..slices.neurons import NeuronSet, share
 from .paired import paired, sentence_losses
 from .source import Source, caneft_of, finished
-from .verdicts import Result, Seeds, seed_table, seeds_agree, table
+from .verdicts import Reading, Result, Seeds, seed_table, seeds_agree, table
 
 
 @dataclass
@@ -67,19 +66,6 @@ class Arguments:
                 raise UserError(f"--consensus {name}: there are specific, one_vs_rest and joint")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One way to read the paper: what is scored, what is chosen."""
-
-    name: str
-    method: Caneft
-    score: ScoreConfig
-
-    @property
-    def folder(self) -> str:
-        return fingerprint([type(self.method).__name__, asdict(self.method), _scoring(self.score)])
-
-
 def readings(config: RunConfig, consensus: Sequence[str], task_ratios: Sequence[float | None]) -> list[Reading]:
     """The run's own reading, one setting changed at a time, every consensus with every task ratio; each once."""
     own, score = caneft_of(config), config.score
@@ -98,12 +84,6 @@ def readings(config: RunConfig, consensus: Sequence[str], task_ratios: Sequence[
     for reading in found:
         once.setdefault(reading.folder, reading)
     return list(once.values())
-
-
-def _scoring(score: ScoreConfig) -> dict[str, Any]:
-    """What of the settings the statistics depend on."""
-    harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
-    return {name: value for name, value in asdict(score).items() if name not in harmless}
 
 
 class Trainer:

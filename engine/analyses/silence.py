@@ -18,21 +18,22 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ...kernels.fold import Segments
-from .. import distributed
-from ..batching import Batch, Example, batches_by_tokens, pad, shuffled
-from ..cli import one_line
-from ..errors import UserError
-from ..ffn import find_ffns, fuse
-from ..loss import sample_means, target_losses
-from ..scoring import ScoreTap
-from .charts import scatter
-from .output import Figure, Table, write
+from ...kernels.common.fold import Segments
+from ..common import distributed
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..data.batching import Batch
+from ..data.draws import shuffled
+from ..evaluation.report.answer import Figure, Table, write
+from ..evaluation.report.charts import scatter
+from ..models.sites import find_ffns
+from ..scoring.loss import sample_means, target_losses
+from ..scoring.passes import ScoreTap
+from ..slices.ffn import fuse
+from .paired import batches_of, losses
 from .source import Source
 
 REDUCTIONS = ("mean_abs", "abs_sum")
-TOKENS = 4096
-"""Padded tokens of a batch."""
 
 
 @dataclass
@@ -64,12 +65,6 @@ def draw(layers: int, widths: dict[str, int], count: int, seed: int) -> list[Cha
         drawn = sorted(shuffled(range(layers * width), "channels", seed, width)[:count])
         channels += [(place // width, name, place % width) for place in drawn]
     return channels
-
-
-def losses(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
-    """Mean loss of each sentence's target tokens, float64 [sentences] in the batches' order."""
-    with torch.no_grad():
-        return torch.cat([sample_means(target_losses(model, batch).double(), batch) for batch in batches]).cpu()
 
 
 @contextlib.contextmanager
@@ -190,13 +185,6 @@ def main(arguments: list[str] | None = None) -> None:
         score = {reduction: scores(model, batches, channels, reduction) for reduction in REDUCTIONS}
         distributed.first(lambda: report(given.run, channels, score, change))
         distributed.stop()
-
-
-def batches_of(source: Source, sentences: Sequence[Example]) -> list[Batch]:
-    """Padded batches, so that any attention does no needless work."""
-    pad_id = source.tokenizer.pad_token_id
-    indices = batches_by_tokens(sentences, TOKENS, packed=False)
-    return [pad([sentences[i] for i in batch], pad_id).to(distributed.device()) for batch in indices]
 
 
 def report(run: str, channels: Sequence[Channel], score: dict[str, Tensor], change: Tensor) -> None:

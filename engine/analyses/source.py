@@ -17,14 +17,17 @@ from typing import Any
 
 from torch import nn
 
-from .. import corpus, distributed, models, prompts
-from ..batching import Example, examples
-from ..config import RunConfig
-from ..errors import UserError
-from ..methods.caneft import Caneft
-from ..results import dev_loss
-from ..settings import read_config
-from ..shapes import ModelShape, from_config
+from ..common import distributed
+from ..common.errors import UserError
+from ..data import corpus, prompts, records
+from ..data.batching import Example
+from ..data.examples import examples
+from ..evaluation.results import dev_loss
+from ..methods.caneft.settings import Caneft
+from ..methods.landermt.settings import Landermt
+from ..models import load as models
+from ..models.shapes import ModelShape, from_config
+from ..run.config import RunConfig, read_config
 
 
 def caneft_of(config: RunConfig) -> Caneft:
@@ -62,19 +65,19 @@ class Source:
         """The frozen base, or the model in `folder`, on this rank's device."""
         return models.load_model(str(folder or self.base), self.config.model, distributed.device())
 
-    def pairs(self, split: str, limit: int) -> list[list[corpus.Pair]]:
+    def pairs(self, split: str, limit: int) -> list[list[records.Pair]]:
         """Sentence pairs of each group of the statistics (domain, or direction), in the order of the run.
 
         At most `limit` a domain; 0 is all. Where a group has several domains they take turns.
         """
-        found: dict[str, list[list[corpus.Pair]]] = {name: [] for name in self.config.data.groups}
+        found: dict[str, list[list[records.Pair]]] = {name: [] for name in self.config.data.groups}
         for data in self.directions:
             for domain in data.seen:
                 pairs = corpus.load_domain(data, domain, split, limit, self.config.seed)
                 found[data.pair if data.pairs else domain].append(pairs)
         return [[pair for turn in zip_longest(*domains) for pair in turn if pair] for domains in found.values()]
 
-    def encode(self, pairs: Sequence[corpus.Pair], split: str, prompt: str = "") -> list[Example]:
+    def encode(self, pairs: Sequence[records.Pair], split: str, prompt: str = "") -> list[Example]:
         """Tokenised pairs, with another prompt if one is given; those that do not fit are left out."""
         found = []
         for data in self.directions:
@@ -108,3 +111,11 @@ def without_domain(system: str) -> str:
     if "{domain}" in system:
         raise UserError(f"--plain-prompt: say how {system!r} reads without its domain")
     return system
+
+
+def landermt_of(run: str | Path) -> Landermt:
+    """The run's settings of LANDeRMT. Raises UserError where it is another method's."""
+    method = read_config(run).method
+    if not isinstance(method, Landermt):
+        raise UserError(f"{run} is a run of {method.title}: name one of LANDeRMT")
+    return method

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..methods.caneft import Caneft
-from ..neurons import NeuronSet
-from .output import Table
+from ..common.settings import fingerprint
+from ..evaluation.report.answer import Table
+from ..methods.caneft.settings import Caneft
+from ..scoring.config import ScoreConfig, _scoring
+from ..slices.neurons import NeuronSet
 from .paired import Paired, holm, paired
-
-if TYPE_CHECKING:
-    from .readings import Reading
 
 LEVEL = 0.05
 """Chance of one false alarm among all readings."""
@@ -103,3 +102,16 @@ def seed_table(again: Sequence[Seeds]) -> Table:
 def _spread(values: Sequence[float], digits: int) -> str:
     deviation = float(torch.tensor(values).std()) if len(values) > 1 else math.nan
     return f"{sum(values) / len(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the paper: what is scored, what is chosen."""
+
+    name: str
+    method: Caneft
+    score: ScoreConfig
+
+    @property
+    def folder(self) -> str:
+        return fingerprint([type(self.method).__name__, asdict(self.method), _scoring(self.score)])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import UserError
+from ..common.errors import UserError
+from ..data.draws import order
 from .method import Method
 
 if TYPE_CHECKING:
-    from ..config import DataConfig
-    from ..corpus import Pair
-    from ..counts import Trainable
-    from ..prompts import Prompt
-    from ..shapes import ModelShape
+    from ..data.config import DataConfig
+    from ..data.prompts import Prompt
+    from ..data.records import Pair
+    from ..models.shapes import ModelShape
+    from .counts import Trainable
 
 
 @dataclass
@@ -34,7 +35,7 @@ class FewShot(Method):
             raise UserError(f"--method.shots {self.shots}: must be at least 1; without examples it is recipes/base_*")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import Trainable
+        from .counts import Trainable
 
         return Trainable.known(0)
 
@@ -44,7 +45,7 @@ class FewShot(Method):
         `data` is one direction's. No example has the sentence's source or its reference. Raises UserError where there
         are too few.
         """
-        from ..corpus import load_domain
+        from ..data.corpus import load_domain
 
         pool = [p for d in ([domain] if domain in data.seen else data.seen) for p in load_domain(data, d, "train")]
         chosen = [self._draw(pool, test, seed) for test in tests]
@@ -64,22 +65,11 @@ class FewShot(Method):
         return found
 
 
-def order(count: int, *key: object) -> Iterator[int]:
-    """The numbers below `count` in an order that depends on `key` alone (Fisher-Yates, as far as it is read)."""
-    from ..prompts import draw
-
-    moved: dict[int, int] = {}
-    for i in range(count):
-        j = i + draw(count - i, *key, i)
-        yield moved.get(j, j)
-        moved[j] = moved.get(i, i)
-
-
 def fit(
     tokenizer: Any, prompt: Prompt, tests: Sequence[Pair], examples: Sequence[list[Pair]], max_length: int
 ) -> tuple[list[list[Pair]], int]:
     """Examples that leave each prompt within `max_length` tokens, the last ones left out; and how many lost any."""
-    from ..prompts import encode
+    from ..data.prompts import encode
 
     kept = []
     for test, few in zip(tests, examples, strict=True):

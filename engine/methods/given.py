@@ -11,14 +11,14 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .method import Method
 
 if TYPE_CHECKING:
-    from ..counts import Trainable
-    from ..neurons import NeuronSet
-    from ..shapes import ModelShape
-    from ..statistics import Statistics
+    from ..models.shapes import ModelShape
+    from ..scoring.statistics import Statistics
+    from ..slices.neurons import NeuronSet
+    from .counts import Trainable
 
 
 @dataclass
@@ -36,14 +36,14 @@ class Given(Method):
         return self.files
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import Trainable
+        from .counts import Trainable
 
         neurons, _ = self.select(None, shape, 0)
         return Trainable.known(neurons.parameters(shape.mlp_bias), neurons=neurons.count)
 
     def select(self, stats: Statistics | None, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         """Raises UserError for no file, one that is not readable, and one of another model."""
-        from ..neurons import NeuronSet
+        from ..slices.neurons import NeuronSet
 
         if not self.files:
             raise UserError("--method.files is empty: name a neurons.safetensors or a JSON list")
@@ -52,7 +52,7 @@ class Given(Method):
 
     @staticmethod
     def _read(file: str, shape: ModelShape) -> NeuronSet:
-        from ..neurons import NeuronSet
+        from ..slices.neurons import NeuronSet
 
         if Path(file).suffix == ".json":
             return NeuronSet.from_json(file, shape)

@@ -1,22 +1,21 @@
 """Every method: what a run's can be, and each by its name."""
 
-from .adapter import Adapter
-from .adapter_lora import AdapterLora
-from .base import Base
-from .caneft import Caneft
-from .dora import Dora
+from __future__ import annotations
+
+from typing import Any
+
+from ..common.errors import UserError
+from ..common.settings import tuples
+from .adapter import Adapter, AdapterLora
+from .base import Base, Full
+from .caneft.settings import Caneft, Rcn
 from .few_shot import FewShot
-from .full import Full
 from .given import Given
-from .landermt import Landermt
+from .landermt.settings import Landermt, Layers, Lg, Ls
 from .lape import Lape
-from .layers import Layers
-from .lg import Lg
 from .llama_pro import LlamaPro
-from .lora import Lora
-from .lora_mlp import LoraMlp
-from .ls import Ls
-from .rcn import Rcn
+from .lora import Dora, Lora, LoraMlp
+from .method import Method
 
 AnyMethod = (
     Base
@@ -41,3 +40,16 @@ AnyMethod = (
 
 METHODS = {method.kind: method for method in AnyMethod.__args__}
 """Each by its `kind`, as config.json and results.json have it."""
+
+
+def method_from(stored: dict[str, Any]) -> Method:
+    """The method that `as_dict` made plain. Raises UserError for one that this version does not know."""
+    fields = tuples(stored)
+    name = fields.pop("kind", None)
+    kind = METHODS.get(str(name))
+    if kind is None:
+        raise UserError(f"method {name!r} is unknown: this run is of another version")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise UserError(f"method {name}: {error}: this run is of another version") from None

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .method import Method
 
 if TYPE_CHECKING:
-    from ..counts import Trainable
-    from ..neurons import NeuronSet
-    from ..shapes import ModelShape
-    from ..statistics import Statistics
+    from ..models.shapes import ModelShape
+    from ..scoring.statistics import Statistics
+    from ..slices.neurons import NeuronSet
+    from .counts import Trainable
 
 
 @dataclass
@@ -48,16 +48,15 @@ class Lape(Method):
         return (self.match,) if self.match else ()
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import Trainable, unit_weights
+        from .counts import Trainable, unit_weights
 
         units = self.units(shape)
         return Trainable.known(units * unit_weights(shape), neurons=units)
 
     def units(self, shape: ModelShape) -> int:
         """How many are chosen."""
-        from ..counts import unit_weights
-        from ..neurons import NeuronSet
-        from ..selection import share_of
+        from ..slices.neurons import NeuronSet
+        from .counts import share_of, unit_weights
 
         if not self.match:
             return share_of(self.neuron_ratio, shape.layers * shape.intermediate)
@@ -96,7 +95,7 @@ def entropy(p: Tensor) -> Tensor:
 
 def units_of(units: Tensor, shape: ModelShape, provenance: dict) -> NeuronSet:
     """Slices of FFN units, numbered layer by layer: rows of what feeds them, the column of `down` that they feed."""
-    from ..neurons import NeuronSet
+    from ..slices.neurons import NeuronSet
 
     *inward, outward = shape.widths
     slices = {}

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .method import Method, whole_patches
+from ..common.errors import UserError
+from ..slices.patches import whole_patches
+from .method import Method
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
-    from ..counts import Trainable
-    from ..expansion import Expansion
-    from ..shapes import ModelShape
-    from ..slices import Patch
+    from ..models.shapes import ModelShape
+    from ..run.config import RunConfig
+    from ..slices.patches import Patch
+    from .counts import Trainable
+    from .expansion import Expansion
 
 
 @dataclass
@@ -35,14 +36,14 @@ class LlamaPro(Method):
     selects: ClassVar[bool] = False
 
     def expansion(self, layers: int) -> Expansion:
-        from ..expansion import Expansion
+        from .expansion import Expansion
 
         if not 1 <= self.blocks <= layers:
             raise UserError(f"--method.blocks {self.blocks}: must be between 1 and the model's {layers} layers")
         return Expansion(tuple(layers * (i + 1) // self.blocks - 1 for i in range(self.blocks)))
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import Trainable
+        from .counts import Trainable
 
         parameters = len(self.expansion(shape.layers).after) * shape.block_parameters
         return Trainable.known(parameters, added=parameters)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .method import Method
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
-    from ..counts import Trainable
-    from ..shapes import ModelShape
-    from ..slices import Patch
+    from ..models.shapes import ModelShape
+    from ..run.config import RunConfig
+    from ..slices.patches import Patch
+    from .counts import Trainable
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Lora(Method):
             raise UserError(f"--method.rank {self.rank}: must be at least 1")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import Trainable, low_rank
+        from .counts import Trainable, low_rank
 
         parameters = low_rank(shape, self.rank, self.layers(shape), self.magnitude)
         return Trainable.known(parameters, added=parameters)
 
     def layers(self, shape: ModelShape) -> list[str]:
         """Names of the layers of a block that get an adapter. Raises UserError for one that the model has not."""
-        from ..counts import linears
+        from .counts import linears
 
         known = linears(shape, self.attention)
         if unknown := [name for name in self.target_modules if name not in known]:
@@ -73,8 +73,8 @@ class Lora(Method):
 
     def targets(self, model: nn.Module) -> list[str]:
         """Full names of the layers that get an adapter, in the model's order."""
-        from ..ffn import find_ffns
-        from ..shapes import from_config
+        from ..models.shapes import from_config
+        from ..models.sites import find_ffns
 
         wanted = set(self.layers(from_config(model.config)))
         blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in find_ffns(model))
@@ -91,7 +91,7 @@ class Lora(Method):
 
     def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         """W + s·B·A in fp32 of every layer, DoRA's rescaled to the trained magnitude; a layer at a time, on export."""
-        from ..slices import Patch
+        from ..slices.patches import Patch
 
         mark = ".lora_A.default.weight"
         names = [n.removeprefix("master/").removesuffix(mark) for n in tensors if n.endswith(mark) and "master/" in n]
@@ -106,3 +106,21 @@ class Lora(Method):
             return total if magnitude is None else total * (magnitude / total.norm(dim=1))[:, None]
 
         return merged
+
+
+@dataclass
+class Dora(Lora):
+    """Settings of the adapters, by PEFT's names. One magnitude an output channel is trained besides."""
+
+    kind: ClassVar[str] = "dora"
+    title: ClassVar[str] = "DoRA"
+    magnitude: ClassVar[bool] = True
+
+
+@dataclass
+class LoraMlp(Lora):
+    """Settings of the adapters, by PEFT's names."""
+
+    kind: ClassVar[str] = "lora_mlp"
+    title: ClassVar[str] = "LoRA-MLP"
+    attention: ClassVar[bool] = False

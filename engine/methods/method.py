@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
+from ..slices.patches import slice_patches
+
 if TYPE_CHECKING:
-    from ..config import RunConfig
-    from ..counts import Trainable
-    from ..expansion import Expansion
-    from ..neurons import NeuronSet
-    from ..shapes import ModelShape
-    from ..slices import Patch
-    from ..statistics import Statistics
+    from ..models.shapes import ModelShape
+    from ..run.config import RunConfig
+    from ..scoring.statistics import Statistics
+    from ..slices.neurons import NeuronSet
+    from ..slices.patches import Patch
+    from .counts import Trainable
+    from .expansion import Expansion
 
 
 class Method:
@@ -56,7 +58,7 @@ class Method:
 
     def prepare(self, model: nn.Module, neurons: NeuronSet | None, config: RunConfig) -> None:
         """Make in place what is trained require a gradient, and nothing else. The same bits on every rank."""
-        from ..ffn import attach
+        from ..slices.ffn import attach
 
         attach(model, neurons, config.model.recompute_ffn)
 
@@ -74,26 +76,3 @@ class Method:
     def expansion(self, layers: int) -> Expansion | None:
         """Blocks that the exported model has besides the base's."""
         return None
-
-
-def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
-    """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight."""
-    from ..ffn import checkpoint_sites
-    from ..slices import Patch
-
-    sites, patches = checkpoint_sites(base), {}
-    for (layer, role, axis), index in neurons.slices.items():
-        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
-        kind = "rows" if axis == "row" else "columns"
-        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"master/{name}.{kind}"])
-        if f"master/{name}.bias_rows" in tensors:
-            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"master/{name}.bias_rows"])
-    return patches
-
-
-def whole_patches(tensors: dict[str, Tensor]) -> dict[str, Patch]:
-    """Every trained tensor in place of the base's."""
-    from ..slices import Patch
-
-    masters = {name.removeprefix("master/"): value for name, value in tensors.items() if name.startswith("master/")}
-    return {name: Patch(None, None, value) for name, value in masters.items()}

@@ -113,7 +113,7 @@ def install(compiles: bool = True) -> FakeGPU:
 
 def _redirect(gpu: FakeGPU) -> None:
     """Dispatch, and every module that has taken these names from it."""
-    from slicetune.kernels import dispatch
+    from slicetune.kernels.common import dispatch
 
     upload = dispatch.upload
 

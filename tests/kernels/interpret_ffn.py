@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from slicetune.engine.ffn import FFNSite
-from slicetune.engine.fused import FusedFFN
-from slicetune.engine.slices import SliceLinear
+from slicetune.engine.models.sites import FFNSite
+from slicetune.engine.slices.fused import FusedFFN
+from slicetune.engine.slices.linear import SliceLinear
 from slicetune.kernels import slice_gradient
-from slicetune.kernels.dispatch import INTERPRET
+from slicetune.kernels.common.dispatch import INTERPRET
 
 DEVICE = "cpu" if INTERPRET else "cuda"
 HIDDEN, UNITS, TOKENS = 24, 40, 37

@@ -7,13 +7,13 @@ pytest tests/kernels/interpret_gated.py
 import pytest
 import torch
 
-from slicetune.engine.errors import UserError
-from slicetune.kernels.dispatch import INTERPRET
-from slicetune.kernels.fold import Segments, host_tiles, tiles_of
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
-from slicetune.kernels.plain import plain_backward, plain_forward
-from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
+from slicetune.engine.common.errors import UserError
+from slicetune.kernels.common.dispatch import INTERPRET
+from slicetune.kernels.common.fold import Segments, host_tiles, tiles_of
+from slicetune.kernels.gated.op import gated_backward, gated_forward
+from slicetune.kernels.gated.reference import gated_backward_reference, gated_forward_reference
+from slicetune.kernels.plain.op import plain_backward, plain_forward
+from slicetune.kernels.plain.reference import plain_backward_reference, plain_forward_reference
 from slicetune.kernels.tap import tap, tap_reference
 
 DEVICE = "cpu" if INTERPRET else "cuda"

@@ -16,15 +16,15 @@ import fake_gpu
 import torch
 from torch import Tensor, nn
 
-from slicetune.engine.optim import SparseColumnAdamW
-from slicetune.engine.slices import leave_to_optimizer, slice_linears
+from slicetune.engine.slices.linear import leave_to_optimizer, slice_linears
+from slicetune.engine.slices.optim import SparseColumnAdamW
 from slicetune.kernels import histogram
-from slicetune.kernels.adamw import adamw_
-from slicetune.kernels.adamw_reference import Slice
-from slicetune.kernels.fold import Segments
-from slicetune.kernels.gated import gated_backward, gated_forward
+from slicetune.kernels.adamw.op import adamw_
+from slicetune.kernels.adamw.reference import Slice
+from slicetune.kernels.common.fold import Segments
+from slicetune.kernels.gated.op import gated_backward, gated_forward
 from slicetune.kernels.histogram import Into, accumulate, add_scores, add_units
-from slicetune.kernels.plain import plain_backward, plain_forward
+from slicetune.kernels.plain.op import plain_backward, plain_forward
 from slicetune.kernels.slice_gradient import CONFIGS, chosen, column_gradient, compact_gradient, plan, row_gradient
 from slicetune.kernels.tap import tap
 

@@ -16,18 +16,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from waits import Waits
 
-from slicetune.engine import ffn, scoring
-from slicetune.engine.batching import Batch, Example, pack, pad
-from slicetune.engine.config import ScoreConfig
-from slicetune.engine.guard import FiniteWatch
-from slicetune.engine.loss import target_losses, token_weights
-from slicetune.engine.neurons import NeuronSet
-from slicetune.engine.optim import SparseColumnAdamW
-from slicetune.engine.shapes import ModelShape
-from slicetune.engine.slices import leave_to_optimizer
-from slicetune.engine.statistics import Statistics
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.outputs import buffer_of
+from slicetune.engine.data.batching import Batch, Example, pack, pad
+from slicetune.engine.models.shapes import ModelShape
+from slicetune.engine.scoring import passes as scoring
+from slicetune.engine.scoring.config import ScoreConfig
+from slicetune.engine.scoring.loss import target_losses, token_weights
+from slicetune.engine.scoring.statistics import Statistics
+from slicetune.engine.slices import ffn
+from slicetune.engine.slices.linear import leave_to_optimizer
+from slicetune.engine.slices.neurons import NeuronSet
+from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.training.guard import FiniteWatch
+from slicetune.kernels.common.outputs import buffer_of
+from slicetune.kernels.gated.op import gated_backward, gated_forward
 from slicetune.kernels.slice_gradient import compact_gradient, row_gradient
 
 gpu = fake_gpu.install(compiles=False)

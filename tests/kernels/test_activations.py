@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from slicetune.kernels import activations
+from slicetune.kernels.common import activations
 
 # Relative errors: PTX ISA, ex2.approx.ftz.f32 and rcp.approx.ftz.f32, and one rounding of float32.
 EX2, RCP, ROUND = 2.0**-22, 2.0**-23, 2.0**-24
@@ -53,7 +53,8 @@ def test_the_ends(x, want):
 
 def test_it_is_in_the_machine_code_of_nvidias_parts_alone():
     pytest.importorskip("triton")
-    from slicetune.kernels import compile, gated_kernels
+    from slicetune.kernels import compile
+    from slicetune.kernels.gated import kernel as gated_kernels
 
     case = next(case for case in gated_kernels.aot() if case.name == "gated_forward silu bf16")
     ptx = compile.build(case, "sm_90").asm["ptx"]

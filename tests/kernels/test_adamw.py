@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
-from slicetune.kernels.adamw import adamw_
-from slicetune.kernels.adamw_reference import (
+from slicetune.kernels.adamw.op import adamw_
+from slicetune.kernels.adamw.reference import (
     Slice,
     adamw_reference,
     mix,
@@ -21,7 +21,7 @@ from slicetune.kernels.adamw_reference import (
     stochastic_round,
     write_moments,
 )
-from slicetune.kernels.dispatch import INTERPRET
+from slicetune.kernels.common.dispatch import INTERPRET
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # Odd, 16 elements together, whole blocks of 256: the three layouts of the kernel; and more than one tile.

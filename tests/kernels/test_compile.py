@@ -12,11 +12,16 @@ import pathlib
 
 import pytest
 
+from slicetune.kernels.common import cases
+
 pytest.importorskip("triton")
 
 from slicetune.kernels import compile as aot
-from slicetune.kernels import fold, gated_kernels, plain_kernels, tap
-from slicetune.kernels.dispatch import Tile
+from slicetune.kernels import tap
+from slicetune.kernels.common import fold
+from slicetune.kernels.common.dispatch import Tile
+from slicetune.kernels.gated import kernel as gated_kernels
+from slicetune.kernels.plain import kernel as plain_kernels
 
 MOST = "gated_backward gelu_tanh bf16 scores gain columns h"
 OWN = [case for module in (gated_kernels, plain_kernels, tap, fold) for case in module.aot()]
@@ -35,7 +40,7 @@ def chosen():
     """Every case on sm_90, one case of every tiling on gfx942, and the one with most registers on every part."""
     keys = dict.fromkeys(key for key in CASES if key[1] == "sm_90")
     keys |= dict.fromkeys({tiling(case): key for key, case in CASES.items() if key[1] == "gfx942"}.values())
-    return [*(keys | dict.fromkeys((MOST, target) for target in aot.TARGETS))]
+    return [*(keys | dict.fromkeys((MOST, target) for target in cases.TARGETS))]
 
 
 @functools.cache
@@ -59,9 +64,9 @@ def test_the_report_covers_every_case_on_every_part():
 
 
 def test_every_part_is_covered_by_every_kernel():
-    assert {target for _, target in CASES} == set(aot.TARGETS)
+    assert {target for _, target in CASES} == set(cases.TARGETS)
     for name in {case.name for case in OWN}:
-        assert {target for n, target in CASES if n == name} == set(aot.TARGETS)
+        assert {target for n, target in CASES if n == name} == set(cases.TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_tensors_move_128_bits_at_a_time(case):
     """Not one wide access somewhere, but as many as the tensors [T, I] take at 16 bytes a thread."""
     row = inspected(case.name, "sm_90")
     elements = case.constexprs["BLOCK_ROWS"] * case.constexprs["BLOCK_COLS"] // (32 * case.options["num_warps"])
-    size = aot.DTYPES[case.signature.get("G", case.signature.get("P"))[1:]]
+    size = cases.DTYPES[case.signature.get("G", case.signature.get("P"))[1:]]
     reads = sum(name in case.signature for name in ("DH", "G", "U", "P"))
     writes = sum(name in case.signature for name in ("DG", "DU", "H", "DP"))
     assert row.loads[128] >= reads * elements * size // 16
@@ -126,7 +131,7 @@ def test_widths_are_read_from_mnemonics():
 def test_by_tile_and_markdown():
     a, b = Tile(1, 1, 1, 1), Tile(2, 2, 2, 2)
     table = {"default": a, "gfx942": b, "interpret": Tile(3, 3, 3, 3)}
-    assert aot.by_tile(table) == [(a, ("sm_80", "sm_86", "sm_90", "sm_100")), (b, ("gfx942",))]
+    assert cases.by_tile(table) == [(a, ("sm_80", "sm_86", "sm_90", "sm_100")), (b, ("gfx942",))]
     case = dataclasses.replace(OWN[0], bytes_moved=6, bytes_minimum=6)
     row = aot.Compiled(case.name, "sm_90", 32, 8, 0, {128: 3, 32: 1}, {128: 2}, 0, ["spills (8)"])
     line = aot.markdown([case], [row]).splitlines()[-1]

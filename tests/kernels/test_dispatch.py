@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from slicetune.engine.errors import UserError
-from slicetune.kernels import dispatch
-from slicetune.kernels.dispatch import Tile, pinned, use_triton
+from slicetune.engine.common.errors import UserError
+from slicetune.kernels.common import dispatch
+from slicetune.kernels.common.dispatch import Tile, pinned, use_triton
 
 
 @pytest.mark.parametrize("mode", ["auto", "torch"])

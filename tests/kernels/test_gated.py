@@ -7,11 +7,11 @@ import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
-from slicetune.engine.errors import UserError
-from slicetune.kernels import outputs, torch_blocks
-from slicetune.kernels.fold import host_tiles
-from slicetune.kernels.gated import gated_backward, gated_forward
-from slicetune.kernels.gated_reference import gated_backward_reference, gated_forward_reference
+from slicetune.engine.common.errors import UserError
+from slicetune.kernels.common import outputs, torch_blocks
+from slicetune.kernels.common.fold import host_tiles
+from slicetune.kernels.gated.op import gated_backward, gated_forward
+from slicetune.kernels.gated.reference import gated_backward_reference, gated_forward_reference
 from slicetune.kernels.tap import tap
 
 pytestmark = pytest.mark.usefixtures("poisoned")

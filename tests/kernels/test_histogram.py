@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slicetune.kernels import histogram
-from slicetune.kernels.dispatch import INTERPRET
+from slicetune.kernels.common.dispatch import INTERPRET
 
 
 def expected(scores: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor, lowest: int) -> torch.Tensor:

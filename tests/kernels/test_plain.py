@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from slicetune.engine.errors import UserError
-from slicetune.kernels import torch_blocks
-from slicetune.kernels.plain import plain_backward, plain_forward
-from slicetune.kernels.plain_reference import plain_backward_reference, plain_forward_reference
+from slicetune.engine.common.errors import UserError
+from slicetune.kernels.common import torch_blocks
+from slicetune.kernels.plain.op import plain_backward, plain_forward
+from slicetune.kernels.plain.reference import plain_backward_reference, plain_forward_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 TORCH = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slicetune.kernels import slice_gradient
-from slicetune.kernels.dispatch import INTERPRET
+from slicetune.kernels.common.dispatch import INTERPRET
 from slicetune.kernels.slice_gradient import (
     CONFIGS,
     SMALL,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slicetune.kernels import torch_blocks
+from slicetune.kernels.common import torch_blocks
 from slicetune.kernels.tap import tap, tap_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -1,0 +1,71 @@
+"""How a run can end: the table of exit codes, and what is said about an error. cli.py prints it, status.py stores it.
+
+    0   complete      every stage is done
+    1   failed        a fault of the engine or the machine, or another rank has ended; --debug shows the traceback
+    2   wrong         a setting, a file or the data: one line names it and the remedy
+    75  interrupted   SIGTERM or SIGINT: stopped at a boundary, saved; the same command goes on from there
+
+torchrun reports any code but 0 as its own 1: `status.json` in `--out` has the run's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from enum import IntEnum
+
+from ...kernels.common.errors import UserError
+
+
+class Exit(IntEnum):
+    """Exit codes of every command; 75 is sysexits' EX_TEMPFAIL, "try again"."""
+
+    COMPLETE = 0
+    FAILED = 1
+    WRONG = 2
+    INTERRUPTED = 75
+
+
+class Interrupted(Exception):
+    """A signal ended the run at a boundary that all ranks agreed on; nothing is lost."""
+
+    agreed = True
+
+
+LOST_PEER = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "timed out waiting",
+    "remote process exited",
+    "ncclremote",
+)
+"""What gloo and NCCL say when another rank has gone."""
+REPORT = "--debug shows where; report it with what `python -m slicetune.engine.doctor` prints"
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def describe(error: BaseException) -> tuple[Exit, str]:
+    """The exit code of an error and one line that says what is wrong and what to do."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return Exit.WRONG, text
+    if isinstance(error, Interrupted):
+        return Exit.INTERRUPTED, text
+    if isinstance(error, KeyboardInterrupt):
+        return Exit.INTERRUPTED, "interrupted by SIGINT"
+    full = [said for code in NO_ROOM if (said := os.strerror(code)) in text or getattr(error, "errno", None) == code]
+    if full:  # safetensors' error has words alone
+        where = ", ".join((getattr(error, "filename", None) or "--out", *getattr(error, "__notes__", [])))
+        return Exit.WRONG, f"{where}: {full[0]}: make room; the same command goes on"
+    if "out of memory" in text or isinstance(error, MemoryError):
+        remedy = "lower --train.micro-batch-size or --score.tokens-per-batch, or raise --zero.stage"
+        return Exit.FAILED, f"out of memory ({text[:160]}): {remedy}"
+    if isinstance(error, RuntimeError) and any(words in text.lower() for words in LOST_PEER):
+        return Exit.FAILED, f"another rank has ended; its own error comes first ({text[-100:]})"
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
+    return Exit.FAILED, f"{type(error).__name__}{where}: {text[:300] or 'no message'} ({REPORT})"

@@ -1,0 +1,1 @@
+"""Text → sentence pairs → token ids → batches."""

@@ -1,0 +1,95 @@
+"""Bottleneck adapters: two small layers behind the attention and behind the FFN of every block, before the residual.
+
+    y ← y + W_up · gelu(W_down · y + b_down) + b_up          y [.., H], W_down [w, H], W_up [H, w]
+
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (section 2.1), whose program draws both weights
+with deviation 0.001 and starts the biases at zero: the model starts as good as its base. Nothing of this can be merged
+into the base's weights, so a run saves what it trained beside the base:
+
+    save(Path("runs/x/attached"), method, base, tensors)
+    model = load(Path("runs/x/attached"))         # the base with what was trained attached, ready to decode
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from ..methods.method import Method
+    from ..models.config import ModelConfig
+
+
+FILE, ABOUT = "attached.safetensors", "attached.json"
+
+
+def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dict[str, Tensor]) -> str:
+    """Write a checkpoint's masters (fp32) and what `load` has to know; returns a line about it.
+
+    `base` is what --model.path was, `fingerprint` its `models.fingerprint`. The folder appears whole or not at all.
+    """
+    from ..common.settings import as_dict
+
+    partial = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    masters = {n.removeprefix("master/"): t.contiguous() for n, t in tensors.items() if n.startswith("master/")}
+    save_file(masters, partial / FILE)
+    about = {"format": 1, "base": base, "fingerprint": fingerprint, "method": as_dict(method)}
+    (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    size = sum(t.numel() for t in masters.values())
+    return f"{size:,} trained parameters beside the base ({4 * size / 1e6:.1f} MB): no weight of the base changed"
+
+
+def load(
+    folder: Path, base: str | None = None, config: ModelConfig | None = None, device: torch.device | None = None
+) -> nn.Module:
+    """The base with what was trained attached, frozen, in evaluation mode, in the base's dtype.
+
+    `base` is where the base model lies now, where that is not where it lay in training. Raises UserError for a folder
+    that `save` did not write and for another base.
+    """
+    from ..methods.adapter import Adapter
+    from ..methods.kinds import method_from
+    from ..models import load as models
+    from ..models.config import ModelConfig
+    from ..run.config import RunConfig
+    from ..slices.patches import load_masters
+
+    about, tensors = _read(folder)
+    method = method_from(about["method"])
+    if not isinstance(method, Adapter):
+        raise UserError(f"{folder / ABOUT}: {method.title} attaches no adapters: take the folder as the run wrote it")
+    base = base or about["base"]
+    if models.fingerprint(models.snapshot(base)) != about["fingerprint"]:
+        raise UserError(f"{folder}: was not trained on {base}: name the base model that it was trained on")
+    config = config or ModelConfig()
+    model = models.load_model(base, config, device or torch.device("cpu"))
+    method.prepare(model, None, RunConfig(model=config))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if trained != tensors.keys():
+        raise UserError(f"{folder / FILE}: does not hold what {ABOUT} says: take the folder as the run wrote it")
+    load_masters(model, {f"master/{name}": value for name, value in tensors.items()})
+    return model.requires_grad_(False).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        kinds = {"base": str, "fingerprint": str, "method": dict}
+        if about["format"] != 1 or not all(isinstance(about[key], kind) for key, kind in kinds.items()):
+            raise ValueError("its format is another one")
+        return about, load_file(folder / FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not an adapter of a run ({error}): name the attached/ folder of one") from None

@@ -1,0 +1,5 @@
+"""CANEFT: neurons that carry information about every domain; RCN, its random control."""
+
+from .settings import Caneft, Rcn
+
+__all__ = ["Caneft", "Rcn"]

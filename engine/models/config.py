@@ -1,0 +1,27 @@
+"""Which model, and how it is loaded: --model.*."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how it is loaded."""
+
+    path: str = "tiny"
+    """A Hugging Face folder, a hub id, or `tiny`: a small Llama that is generated and pretrained on the spot, German to
+    English; `tiny-pairs` translates both ways."""
+    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = "auto"
+    """`auto` takes on a GPU flash-attn where it is installed, else torch's own attention over packed rows (`varlen`)
+    where it can, else, and on a CPU, torch's sdpa; the chosen path is printed."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+    recompute_ffn: bool = False
+    """Keep an FFN's input alone and compute gate and up again: an eighth of its memory, a third more FFN time."""
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; the first updates wait for the
+    compiler. Scoring, dev loss and decoding run uncompiled."""

@@ -1,0 +1,168 @@
+"""Load a causal LM and its tokenizer: from a folder, the hub, or generated on the spot (`tiny`).
+
+Weights go straight to their device; no pickle and no remote code is read. Next: ffn.py finds the FFNs by structure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common import files
+from ..common.errors import UserError
+from . import attention, baichuan, folders
+from .config import ModelConfig
+
+
+def resolve(path: str) -> str:
+    """The model's folder or hub id; `tiny` and `tiny-pairs` are built (once, cached) and their folder returned."""
+    if path in ("tiny", "tiny-pairs"):
+        from ..data import tiny
+
+        return str(tiny.model_dir() if path == "tiny" else tiny.pairs_dir())
+    if os.sep in path and path[0] in "./~" and not Path(path).expanduser().is_dir():
+        raise UserError(f"--model.path {path}: no such folder")
+    return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
+
+
+def snapshot(path: str) -> Path:
+    """The local folder that holds the model's files, downloaded first if `path` is a hub id; Baichuan2's as a Llama.
+
+    Raises UserError if the hub refuses, or for what folders.check finds.
+    """
+    path = resolve(path)
+    folder = Path(path) if Path(path).is_dir() else _download(path)
+    if (folder / "config.json").is_file() and baichuan.is_baichuan(read_config(folder)):
+        folder = baichuan.converted(folder)
+    folders.check(folder)
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return files.read_json(folder / "config.json")
+
+
+def _download(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"])
+        )
+    except Exception as error:  # the hub raises a dozen kinds; each means that the model cannot be had
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"--model.path {path}: not a folder, and the hub gave none of it ({type(error).__name__}: {reason}). "
+            "For a gated model accept its licence on its page and run `hf auth login`; offline, name a local folder"
+        ) from None
+
+
+def model_dtype(choice: str, device: torch.device) -> torch.dtype:
+    if choice == "auto":
+        choice = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return getattr(torch, choice)
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer, with a padding token (its end token if it has none: labels never depend on it)."""
+    from transformers import AutoTokenizer
+
+    folder = snapshot(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # missing, damaged or of an unknown kind: a dozen exceptions, one meaning
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(f"{folder}: no tokenizer that can be read ({type(error).__name__}: {reason})") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+    """The frozen base on `device` in `config.dtype` (or `dtype`), in evaluation mode; it never uses a cache.
+
+    With a KV cache transformers ignores the position_ids that mark the samples of a packed batch (logits off by 0.5),
+    so it is off here; decoding turns it on for itself.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = snapshot(path)
+    about, dtype = read_config(folder), dtype or model_dtype(config.dtype, device)
+    _refuse_scaled_logits(folder, about)
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention.attention_path(config.attention, device, about, dtype),
+        device_map=None if device.type == "cpu" else device,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    folders.check_weights(folder, model)
+    model.config.use_cache = False
+    model.eval()
+    model.requires_grad_(False)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def _refuse_scaled_logits(folder: Path, about: dict[str, Any]) -> None:
+    """Raises UserError for a model that multiplies its logits: loss.py takes the head's own (and caps them)."""
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if about.get(name, 1) != 1:
+            raise UserError(
+                f"{folder}/config.json: {name} {about[name]}: a model that scales its logits cannot be trained: "
+                "use a Llama, Qwen2, Gemma-2, Mistral, Baichuan2 or BLOOM checkpoint"
+            )
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute every block in the backward pass (transformers renamed the call in 5.20)."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def takes_position_ids(model: nn.Module) -> bool:
+    """Whether packed batches work: BLOOM (ALiBi) has no position_ids, so it is padded instead."""
+    return getattr(model.config, "model_type", "") != "bloom"
+
+
+def packs_long_rows(model: nn.Module) -> bool:
+    """Whether thousands of tokens go into one packed row without waste.
+
+    flash-attn and torch's varlen skip what lies outside a sample; other attention computes the whole square of the
+    row (4,096 tokens of 90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
+    """
+    return takes_position_ids(model) and model.config._attn_implementation in attention.SAMPLE_BY_SAMPLE
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def fingerprint(folder: Path) -> str:
+    """Of a checkpoint's config, its tokenizer, and every shard's name, size, header and 64 samples of its content.
+
+    A fine-tuned model differs from its base in the samples alone; all of an 8B model would take half a minute to read.
+    """
+    digest = hashlib.sha256()
+    for path in (folder / name for name in ("config.json", *TOKENIZER)):
+        digest.update(path.read_bytes() if path.is_file() else b"-")
+    for shard in sorted(folder.glob("*.safetensors")):
+        size = shard.stat().st_size
+        digest.update(f"{shard.name} {size}".encode())
+        with shard.open("rb") as file:
+            digest.update(file.read(1 << 16))
+            for sample in range(64):
+                file.seek(size * sample // 64)
+                digest.update(file.read(1 << 12))
+    return digest.hexdigest()[:16]

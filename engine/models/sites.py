@@ -1,0 +1,92 @@
+"""The FFNs of a model, found by their structure; a model without memory to ask for names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.errors import UserError
+from ..slices.fused import FusedFFN
+
+BLOCK = re.compile(r"((?:.*\.)?(?:layers|h)\.)(\d+)(\..*)")
+"""A tensor of a block: what comes before its number, the number, the rest."""
+ATTENTION_OUTPUTS = ("o_proj", "dense")
+"""Names of the attention's output projection (Llama's family, BLOOM)."""
+
+
+@dataclass(frozen=True)
+class FFNSite:
+    """An FFN found in a model: `projections` maps gate/up/down (or in/out) to the child's name."""
+
+    layer: int
+    name: str
+    module: nn.Module
+    projections: dict[str, str]
+    activation: str
+
+    @property
+    def gated(self) -> bool:
+        return "gate" in self.projections
+
+
+def find_ffns(model: nn.Module) -> list[FFNSite]:
+    """The FFNs of a causal LM, recognised by structure: an MLP whose linear children are gate/up/down or in/out.
+
+    Raises UserError when none is found (mixture-of-experts, packed gate_up projections, other designs).
+    """
+    sites: list[FFNSite] = []
+    for name, module in model.named_modules():
+        roles = _roles(module)
+        if roles:
+            sites.append(FFNSite(len(sites), name, module, roles, _activation(module, name)))
+    if not sites:
+        raise UserError(
+            f"{type(model).__name__} has no FFN that this engine knows (gate/up/down or in/out linear layers): "
+            "use a Llama, Qwen2, Gemma-2, Mistral, Baichuan2 or BLOOM checkpoint"
+        )
+    return sites
+
+
+def checkpoint_sites(folder: Any) -> list[FFNSite]:
+    """The FFNs of the model in a Hugging Face folder, by a model without weights."""
+    pass
+
+    return find_ffns(empty_model(folder))
+
+
+def _roles(module: nn.Module) -> dict[str, str] | None:
+    """Which child plays which role, or None if this is no FFN."""
+    if isinstance(module, FusedFFN):
+        return module.names
+    linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}
+    for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+        if set(linears) == set(names):
+            return dict(zip(("gate", "up", "down"), names, strict=True))
+    if set(linears) == {"dense_h_to_4h", "dense_4h_to_h"}:
+        return {"in": "dense_h_to_4h", "out": "dense_4h_to_h"}
+    return None
+
+
+def _activation(module: nn.Module, name: str) -> str:
+    if isinstance(module, FusedFFN):
+        return module.activation
+    function = getattr(module, "act_fn", None) or getattr(module, "gelu_impl", None)
+    kind = type(function).__name__
+    known = {"SiLUActivation": "silu", "SiLU": "silu", "PytorchGELUTanh": "gelu_tanh", "GELUTanh": "gelu_tanh"}
+    known |= {"BloomGelu": "gelu_tanh", "GELUActivation": "gelu", "GELU": "gelu", "NewGELUActivation": "gelu_tanh"}
+    if kind not in known:
+        raise UserError(f"{name}: activation {kind} is not one of SiLU, GELU or tanh-GELU")
+    return known[kind]
+
+
+def empty_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model of a Hugging Face folder without memory: its modules and their names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

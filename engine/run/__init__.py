@@ -1,0 +1,1 @@
+"""Every setting, every stage."""

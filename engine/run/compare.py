@@ -1,0 +1,190 @@
+"""Several methods on the same text, in one table.
+
+    torchrun --nproc_per_node 8 -m slicetune.engine.compare recipes/{base,lora,rcn,caneft}_llama31.py \
+        --seeds 0 1 2 --out runs/compare --data.dir DATA
+
+Every recipe is run as it would be alone, a folder a recipe and seed under --out; flags that are not this command's own
+go to all of them. A scoring pass is shared by the runs that would repeat it, LAPE gets as many parameters as CANEFT's
+set has, and a learning rate that the first seed's sweep has chosen is kept for the others. Given again, the command
+goes on where it stopped. It leaves results.json, comparison.md and report.html.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from ..common import distributed, signals
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..common.files import write_atomically
+from ..common.settings import as_dict, fingerprint
+from ..evaluation import comparison
+from ..evaluation.comparison import Row
+from ..evaluation.report import comparison as comparison_report
+from ..methods.caneft.settings import Caneft
+from ..methods.lape import Lape
+from .cli import dry_run, parse
+from .config import RunConfig
+from .run import run_one
+from .stages import Lock
+
+
+@dataclass
+class CompareConfig:
+    """Several methods on the same text, in one table. Flags of the recipes may follow; they go to every one."""
+
+    recipes: tyro.conf.Positional[tuple[Path, ...]]
+    """Recipe files, in the table's order; each defines CONFIG. One that trains nothing is the base of the others."""
+    out: Path = Path("runs/compare")
+    """Everything lies under this folder, a run in <recipe>/seed-<n>."""
+    seeds: tuple[int, ...] = (0,)
+    """Every method is run with each; what trains nothing, with the first alone."""
+    dry_run: bool = False
+    """Print every recipe's dry run, and do nothing."""
+
+
+@dataclass
+class Entry:
+    """One method of the comparison."""
+
+    label: str
+    recipe: RunConfig
+    config: RunConfig
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line; exits as errors.Exit says."""
+    args = list(sys.argv[1:] if args is None else args)
+    signals.install()
+    with one_line("--debug" in args):
+        own, rest = tyro.cli(CompareConfig, args=[a for a in args if a != "--debug"], return_unknown_args=True)
+        entries = plan(own, rest)
+        if own.dry_run:
+            for entry in entries:
+                dry_run(entry.config, entry.recipe)
+        else:
+            distributed.start()
+            compare(own, entries)
+            print_result(own.out)
+            distributed.stop()
+
+
+def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
+    """The recipes with the flags that follow. Raises UserError for files that are no recipes, or the same twice."""
+    if not own.seeds or len(set(own.seeds)) != len(own.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, own.seeds))}: name one or more, each once")
+    names = [path.stem for path in own.recipes]  # a folder's name must not hang on which others are compared
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"recipes {' '.join(names)}: name one or more, each once")
+    entries = []
+    for path, label in zip(own.recipes, names, strict=True):
+        recipe = load_recipe(path)
+        entries.append(Entry(label, recipe, parse(recipe, rest)))
+    tests = {fingerprint([(d := e.config.data).pair, d.pairs, d.domains, d.test_sentences]) for e in entries}
+    if len(tests) > 1:
+        raise UserError("the recipes decode different domains: set --data.pair, --data.seen and --data.unseen for all")
+    return entries
+
+
+def load_recipe(path: Path) -> RunConfig:
+    """The CONFIG of a recipe file, which is run without its `main`. Raises UserError if it is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe: name files such as recipes/caneft_tiny.py")
+    config = runpy.run_path(str(path)).get("CONFIG")
+    if not isinstance(config, RunConfig):
+        raise UserError(f"{path}: defines no CONFIG: name files such as recipes/caneft_tiny.py")
+    return config
+
+
+def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
+    """Run what is not done yet; returns the rows in the recipes' order. Every rank takes part."""
+    with Lock(own.out):
+        rows: dict[str, Row] = {}
+        shared: dict[str, Path] = {}
+        matched: dict[int, str] = {}
+        for entry in sorted(entries, key=lambda e: isinstance(e.config.method, Lape)):  # it asks for CANEFT's set
+            row = rows[entry.label] = Row(entry.label, title(entry, entries), [], [])
+            for seed in own.seeds[:1] if entry.config.method.kind == "base" else own.seeds:
+                folder = own.out / entry.label / f"seed-{seed}"
+                config = settings(entry.config, folder, seed, row, shared, matched)
+                distributed.print0(f"\n== {entry.label}, seed {seed}")
+                row.runs.append(run_one(config))
+                row.folders.append(folder)
+                if is_caneft(config):
+                    matched[seed] = str(folder / "neurons.safetensors")
+        found = [rows[entry.label] for entry in entries]
+        distributed.first(lambda: write(own.out, entries[0].config, found))
+        return found
+
+
+def is_caneft(config: RunConfig) -> bool:
+    """CANEFT itself: neither an ablation nor RCN, which take its settings."""
+    method = config.method
+    return type(method) is Caneft and method.task_ratio is not None and method.consensus is not None
+
+
+def settings(
+    config: RunConfig, out: Path, seed: int, row: Row, shared: dict[str, Path], matched: dict[int, str]
+) -> RunConfig:
+    """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made."""
+    config = replace(config, out=str(out), seed=seed)
+    if config.method.kind != "base":
+        config = replace(config, evaluate=replace(config.evaluate, base=False))
+    if row.runs and config.train.sweep:
+        config = replace(config, train=replace(config.train, learning_rate=row.runs[0]["learning_rate"], sweep=()))
+    if isinstance(config.method, Lape) and seed in matched and not config.method.match:
+        config = replace(config, method=replace(config.method, match=matched[seed]))
+    if config.method.scores and not config.score.reuse:
+        scored = {k: v for k, v in as_dict(config.score).items() if k != "reuse"}
+        data = {k: v for k, v in as_dict(config.data).items() if k not in ("train_sentences", "budget")}
+        key = fingerprint([config.model.path, scored, data, seed, config.method.routes])
+        if key in shared:
+            config = replace(config, score=replace(config.score, reuse=str(shared[key])))
+        shared.setdefault(key, out)
+    return config
+
+
+def title(entry: Entry, entries: Sequence[Entry]) -> str:
+    """The method's title; with the recipe's name where two rows would be called the same."""
+    method = entry.config.method
+    same = [e.label for e in entries if e.config.method.title == method.title]
+    name = dict(zip(same, differing(same), strict=True))[entry.label]
+    if len(same) == 1 or name == method.kind:
+        return method.title
+    return name.replace("_", " ").replace(Caneft.__name__.lower(), Caneft.title)
+
+
+def differing(stems: Sequence[str]) -> list[str]:
+    """File names without the ending that all share (`_tiny`), which names the model."""
+    parts = [stem.split("_") for stem in stems]
+    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    return ["_".join(p) for p in parts]
+
+
+def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
+    significance = comparison.p_values(rows, config.data.target, config.evaluate.smooth)
+    tables = comparison.tables(rows, significance)
+    seeds = max(len(row.runs) for row in rows)
+    about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"
+    write_atomically(out / "results.json", comparison.as_json(rows, significance))
+    write_atomically(out / "comparison.md", f"{about}\n\n{comparison_report.markdown(tables)}")
+    write_atomically(out / "comparison.txt", f"{about}\n\n{comparison_report.terminal(tables)}\n")
+    write_atomically(out / "report.html", comparison_report.html("Comparison", about, tables, rows))
+
+
+def print_result(out: Path) -> None:
+    if distributed.rank() == 0:
+        print(f"\n{(out / 'comparison.txt').read_text()}\nreport  {out / 'report.html'}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,98 @@
+"""A run as one tree of dataclasses: what the command line sets and `config.json` stores.
+
+    torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
+
+Field names follow Hugging Face's TrainingArguments where it has one. Each field is followed by its documentation,
+which is also its help on the command line (tyro). settings.py turns the tree into JSON and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import UserError
+from ..common.settings import tuples
+from ..data.config import DataConfig
+from ..evaluation.config import EvaluateConfig
+from ..export.config import ExportConfig
+from ..methods.caneft.settings import Caneft
+from ..methods.kinds import METHODS, AnyMethod
+from ..methods.lora import Lora
+from ..models.config import ModelConfig
+from ..scoring.config import ScoreConfig
+from ..training.config import TrainConfig, ZeroConfig
+
+
+@dataclass
+class RunConfig:
+    """One run: text → scores → neurons → trained slices → model → BLEU."""
+
+    out: str = "runs/caneft"
+    """Everything the run writes lies under this folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    method: AnyMethod = field(default_factory=Caneft)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    deterministic: bool = False
+    """Ask torch and flash-attn for deterministic kernels (slower on a GPU; a CPU run is deterministic anyway)."""
+    dry_run: bool = False
+    """Print settings, parameters, memory and steps; read no weights, use no network, write nothing."""
+    gpus: int = 0
+    """For --dry-run: how many GPUs to count with; 0 is torchrun's number of ranks, else 8."""
+    gpu_memory: float = 0.0
+    """For --dry-run: GB (10⁹ bytes) of one GPU, to say what fits; 0 asks the GPU that is here."""
+    resume: str = "auto"
+    """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
+    shape: str = ""
+    """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "gpu_memory"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        if (self.gpus or self.gpu_memory) and not self.dry_run:
+            raise UserError("--gpus and --gpu-memory are what --dry-run counts with; a run takes torchrun's ranks")
+        if self.model.compile == "blocks" and self.zero.stage == 3:
+            raise UserError(
+                "--model.compile blocks: ZeRO stage 3 gathers weights within blocks: use --zero.stage 1 or 2"
+            )
+        if self.model.compile == "blocks" and getattr(self.method, "magnitude", False):
+            raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
+        if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
+            raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
+
+    @property
+    def train_sentences(self) -> int:
+        """Sentences a seen domain that this run's method trains on, by --data.budget."""
+        few = self.method.selects or self.data.budget == "equal"
+        return self.data.train_sentences if few else self.data.score_sentences
+
+
+def read_config(run: str | os.PathLike[str]) -> RunConfig:
+    """The settings in `RUN/config.json`; what an older version did not store has its default.
+
+    Raises UserError naming the file if it is missing or no run's.
+    """
+    path = Path(run) / "config.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        method = dict(plain.pop("method"))
+        parts: dict[str, Any] = {"method": METHODS[method.pop("kind")](**tuples(method))}
+        default = RunConfig()
+        for name, value in plain.items():
+            whole = isinstance(value, dict)
+            parts[name] = dataclasses.replace(getattr(default, name), **tuples(value)) if whole else value
+        return RunConfig(**parts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not the settings of a run ({error}): name a run's --out") from None

@@ -1,0 +1,1 @@
+"""What a run would take: parameters, memory, steps; nothing is run."""

@@ -1,0 +1,271 @@
+"""Memory of one GPU, part by part, by arithmetic: what scoring and training hold. GB is 10⁹ bytes.
+
+Not counted: the CUDA context, the allocator's fragments. What a block saves was compared with
+autograd's saved tensors (tests/engine/test_estimate.py). Next: memory_report.py prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...data.languages import languages_of
+from ...methods.adapter import Adapter, AdapterLora
+from ...methods.base import Full
+from ...methods.counts import linears
+from ...methods.landermt.settings import Landermt
+from ...methods.llama_pro import LlamaPro
+from ...methods.lora import Lora
+from ...models.attention import no_varlen_of_shape
+from ...models.shapes import ModelShape
+from ...scoring.cross_entropy import CHUNK
+from ..config import RunConfig
+
+BINS = 256
+"""Histogram bins of a neuron and domain."""
+PREDICTING = 0.5
+"""Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
+FREE_SHARE = 0.4
+"""Counts stay on the device where this share of what the weights leave free holds them (scoring.counts_device)."""
+
+ATTENTION_INPUTS = frozenset({"query_key_value", "q_proj", "k_proj", "v_proj"})
+FFN_INPUTS = frozenset({"gate_proj", "up_proj", "dense_h_to_4h"})
+FFN_OUTPUTS = frozenset({"down_proj", "dense_4h_to_h"})
+"""Linear layers by what they read: the normed residual stream of the attention, that of the FFN, or h."""
+
+
+BUCKET = 500_000_000
+"""DeepSpeed's reduce_bucket_size: stages 2 and 3 keep a buffer of so many gradients and reduce them when it is full."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of a memory table; `formula` is the product that `bytes` is."""
+
+    name: str
+    formula: str
+    bytes: int
+    host: bool = False
+
+
+def device_total(parts: list[Part]) -> int:
+    """Bytes on the GPU."""
+    return sum(part.bytes for part in parts if not part.host)
+
+
+def value_bytes(config: RunConfig) -> int:
+    """Bytes of a weight or activation on a GPU, where `auto` is bfloat16."""
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def attention_path(config: RunConfig, shape: ModelShape) -> str:
+    """`flash`, `varlen`, `sdpa` or `eager`: what `auto` finds on a GPU and what the architecture allows.
+
+    varlen and sdpa cap no logits (Gemma-2) and transformers' BLOOM has its own attention: those fall back to eager.
+    """
+    choice = config.model.attention
+    if choice == "auto":
+        fits = value_bytes(config) == 2 and not no_varlen_of_shape({"head_dim": shape.head_dim})
+        choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if fits else "sdpa"
+    return "eager" if not shape.gated or (shape.softcap and choice in ("varlen", "sdpa")) else choice
+
+
+def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int, ffn: int | None = None) -> int:
+    """Bytes that one block saves of one token for its backward; `width` is 4 or 2 bytes a value.
+
+    Norms save their input (transformers' RMSNorm in fp32); the FFN its pre-activations and one vector of the model's
+    width, x while training, y while scoring. `flash`, `varlen` and `rows` (sdpa without a mask) save q, k, v, the
+    output and a log-sum a head; `sdpa` keys and values repeated for every head and a row of the mask; `eager` those, no
+    output, and `sequence` scores a head. `ffn` is how many values a token the fused FFN's part really are, where a
+    method runs the model's own modules.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = shape.norms * shape.hidden * (4 if shape.gated else width)
+    ffn = ((2 if shape.gated else 1) * shape.intermediate + shape.hidden if ffn is None else ffn) * width
+    if attention == "eager":  # fp32 softmax and its cast, the capped logits and their tanh
+        score = 4 + (width if width == 2 else 0) + (width if shape.softcap else 0)
+        return norms + ffn + 3 * queries * width + shape.heads * sequence * score
+    if attention == "sdpa":
+        return norms + ffn + 4 * queries * width + 4 * shape.heads + sequence * width
+    return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
+
+
+def module_values(config: RunConfig, shape: ModelShape) -> int | None:
+    """Values a token that a block's own modules save in the place of the fused FFN's; None where it is fused.
+
+    gate, act(gate), up (BLOOM's GELU saves its input alone); where weights or adapters are trained, the inputs of all
+    linear layers too: x of the FFN, h, and the attention's x; DoRA two of each layer's output. A full fine-tuning's
+    norms save their normalised input. A bottleneck adapter saves its input and its units before and after the GELU. Of
+    LANDeRMT's k blocks the mean over all is taken, as if each were trained whole.
+    """
+    method = config.method
+    if method.selects:
+        return None
+    frozen = (3 if shape.gated else 1) * shape.intermediate
+    if isinstance(method, LlamaPro):
+        return frozen
+    if isinstance(method, Adapter):
+        return frozen + 2 * (shape.hidden + 2 * method.width) + isinstance(method, AdapterLora) * shape.hidden
+    layers = linears(shape)
+    trained = {name: layers[name] for name in method.layers(shape)} if isinstance(method, Lora) else layers
+    reads = {ATTENTION_INPUTS: shape.hidden, FFN_INPUTS: shape.hidden, FFN_OUTPUTS: shape.intermediate}
+    inputs = sum(width for names, width in reads.items() if not names.isdisjoint(trained))
+    if isinstance(method, Lora) and method.magnitude:
+        inputs += 2 * sum(outputs for _, outputs in trained.values())
+    if isinstance(method, (Full, Landermt)):
+        inputs += shape.gated * shape.norms * shape.hidden
+    return frozen + (inputs * method.k // shape.layers if isinstance(method, Landermt) else inputs)
+
+
+def activations(
+    config: RunConfig, shape: ModelShape, tokens: int, sequence: int, checkpointing: bool | None = None
+) -> Part:
+    """Saved activations of `tokens` tokens in rows of `sequence`; with checkpointing each block's input, and one block.
+
+    `checkpointing` None takes the run's own choice.
+    """
+    width, path = value_bytes(config), attention_path(config, shape)
+    path = "rows" if path == "sdpa" and sequence < tokens else path  # padded rows have no mask
+    block = saved_per_token(shape, width, path, sequence, module_values(config, shape))
+    if config.model.activation_checkpointing if checkpointing is None else checkpointing:
+        size = tokens * (shape.layers * shape.hidden * width + block)
+        formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
+        return Part("activations, with checkpointing", formula, size)
+    formula = f"{tokens:,} tokens × {shape.layers} blocks × {block:,} B"
+    return Part("activations, no checkpointing", formula, tokens * shape.layers * block)
+
+
+def _transient(config: RunConfig, shape: ModelShape, tokens: int) -> Iterator[Part]:
+    """What a backward holds for a moment: a chunk of the logits, and one FFN's gradients."""
+    width, rows = value_bytes(config), math.ceil(tokens * PREDICTING)
+    chunk, size = min(rows, CHUNK // shape.vocab), 12 if shape.softcap else 8
+    formula = f"{chunk:,} of {rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities)"
+    yield Part("logits", formula, chunk * shape.vocab * size)
+    if isinstance(config.method, Full) and width == 2:
+        formula = f"{shape.vocab:,} × {shape.hidden:,} × 6 B (its sum in fp32, and a chunk's)"
+        yield Part("the output head's gradient", formula, shape.vocab * shape.hidden * 6)
+    values = (4 if shape.gated else 3) * shape.intermediate + 2 * shape.hidden
+    yield Part("one FFN's backward", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width)
+
+
+def scoring_tokens(config: RunConfig) -> int:
+    """Tokens of the largest batch while scoring: the budget, or a single sentence that is longer."""
+    return max(config.score.tokens_per_batch, config.data.max_length)
+
+
+def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
+    """Tokens of a row while training, where a forward's sentences are packed into one; BLOOM's are padded.
+
+    A scoring batch has rows of a sentence each, or flash-attn, to which the row's length does not matter.
+    """
+    return tokens if shape.gated else config.data.max_length
+
+
+def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:
+    """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
+    width, groups, tokens = value_bytes(config), len(config.data.groups), scoring_tokens(config)
+    units, kind = shape.layers * shape.intermediate, "directions" if config.data.pairs else "domains"
+    if config.method.routes:
+        return [
+            Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
+            detection(config, shape),
+            activations(config, shape, tokens, config.data.max_length),
+            *_transient(config, shape, tokens),
+        ]
+    return [
+        Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
+        Part(
+            "histogram counts",
+            f"{groups} {kind} × {shape.neurons:,} neurons × {BINS} bins × 4 B",
+            counts_bytes(config, shape),
+            host=counts_on_host(config, shape, gpu_memory),
+        ),
+        Part(
+            "sums",
+            f"{groups} {kind} × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
+            groups * (shape.neurons * 8 + units * 16),
+        ),
+        activations(config, shape, tokens, config.data.max_length),
+        *_transient(config, shape, tokens),
+    ]
+
+
+def detection(config: RunConfig, shape: ModelShape) -> Part:
+    """LANDeRMT's sums, on the host: activations by direction, awareness by language (detection.py)."""
+    pairs = config.data.pairs or (config.data.pair,)
+    languages, channels = len(languages_of(pairs)), shape.layers * (shape.intermediate + shape.hidden)
+    units = shape.layers * shape.intermediate
+    formula = f"({len(pairs)} directions × {channels:,} + {languages} languages × {units:,} units) × 8 B"
+    return Part("sums", formula, 8 * (len(pairs) * channels + languages * units), host=True)
+
+
+def training(
+    config: RunConfig, shape: ModelShape, world: int, parameters: int, tokens: int, beside: int | None = None
+) -> list[Part]:
+    """Memory of one rank while `parameters` weights are trained on `world` ranks, `tokens` in a forward.
+
+    `beside` are those kept beside the model: slices, adapters, new blocks (None: all of them; 0 where all are its own).
+    """
+    beside = parameters if beside is None else beside
+    width, stage, p = value_bytes(config), config.zero.stage, f"{parameters:,}"
+    weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
+    parts = [
+        Part(
+            "weights and slices" if config.method.selects or config.method.routed else "weights",
+            f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
+            (shape.parameters + beside) * width // weights,
+        ),
+        _unreduced(parameters, width, stage),
+        Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
+        Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
+        activations(config, shape, tokens, training_sequence(config, shape, tokens)),
+        *_transient(config, shape, tokens),
+    ]
+    if stage == 3:
+        live = shape.block_parameters + shape.vocab * shape.hidden
+        parts.insert(1, Part("gathered weights", f"{live:,} (a block and the output head) × {width} B", live * width))
+    return parts
+
+
+def _unreduced(parameters: int, width: int, stage: int) -> Part:
+    """Gradients before they are summed over ranks: all of a backward's, or a bucket of them and its fp32 copy."""
+    if stage == 1:
+        return Part("a backward's gradients", f"{parameters:,} × {width} B", parameters * width)
+    copied = min(parameters, BUCKET) if width < 4 else 0
+    formula = f"{BUCKET:,} × {width} B, {copied:,} × 4 B (fp32 copy)"
+    return Part("a bucket of gradients", formula, BUCKET * width + copied * 4)
+
+
+def _over(ranks: int) -> str:
+    return f" / {ranks} ranks" if ranks > 1 else ""
+
+
+def counts_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """int32 histogram counts of all seen domains (of all directions where there are several)."""
+    return 4 * BINS * len(config.data.groups) * shape.neurons
+
+
+def counts_threshold(config: RunConfig, shape: ModelShape) -> float:
+    """GPU memory from which `--score.counts auto` keeps the counts on the device."""
+    return shape.parameters * value_bytes(config) + counts_bytes(config, shape) / FREE_SHARE
+
+
+def counts_on_host(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> bool:
+    """Where the counts live; without a known GPU `auto` is taken to be the device, the larger figure."""
+    if config.score.counts != "auto":
+        return config.score.counts == "host"
+    return gpu_memory is not None and gpu_memory < counts_threshold(config, shape)
+
+
+def scoring_tokens_that_fit(config: RunConfig, shape: ModelShape, gpu_memory: float) -> int:
+    """Largest multiple of 64 tokens a batch whose scoring fits in `gpu_memory`; 0 if there is none."""
+    tokens = scoring_tokens(config) // 64 * 64
+    while tokens > 0:
+        smaller = dataclasses.replace(config, score=dataclasses.replace(config.score, tokens_per_batch=tokens))
+        if device_total(scoring(smaller, shape, int(gpu_memory))) <= gpu_memory:
+            return tokens if tokens >= config.data.max_length else 0
+        tokens -= 64
+    return 0

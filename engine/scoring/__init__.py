@@ -1,0 +1,1 @@
+"""A pass over a model that leaves statistics of its neurons."""

@@ -1,0 +1,154 @@
+"""Scores neurons on labelled prompts and targets of any task: the scoring pass as a program and as a function.
+
+    python -m slicetune.engine.score code.jsonl news.jsonl law.jsonl --model.path Qwen/Qwen2.5-7B-Instruct
+    torchrun --nproc_per_node 8 -m slicetune.engine.score …        # the ranks share the samples
+
+Files are those of labelled.py; the groups' names are what selection tells apart. Writes statistics.safetensors, which
+select.py reads. A pass that was stopped goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import nn
+
+from ..common import distributed, signals
+from ..common.command import one_line
+from ..common.errors import UserError
+from ..common.files import contents
+from ..common.settings import differences, fingerprint
+from ..data import examples as examples_module
+from ..data import labelled
+from ..data.batching import Example
+from ..models import load as models
+from ..models.config import ModelConfig
+from ..models.shapes import ModelShape, from_config
+from .config import ScoreConfig, lasting
+from .passes import counts_device
+from .passes import score as add_scores
+from .progress import Progress
+from .statistics import Statistics
+
+
+def score(
+    model: str | ModelConfig,
+    files: Sequence[str],
+    config: ScoreConfig | None = None,
+    out: str | Path = "statistics.safetensors",
+    max_length: int = 512,
+) -> Statistics:
+    """Score `files` on `model` (a folder, a hub id, or how to load one) and write `out`, on every rank there is.
+
+    What `out` has already, of the same model, files and settings, is read instead. Raises UserError for files that
+    cannot be used, and for an `out` of something else.
+    """
+    loading = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
+    config, out = config or ScoreConfig(), Path(out)
+    if config.reuse:
+        raise UserError("--score.reuse is of runs: here --out is read again if it is of the same files and settings")
+    samples = distributed.first_rank_first(lambda: labelled.read(files))
+    base = Path(distributed.first_rank_first(lambda: models.snapshot(loading.path)))
+    identity: dict[str, Any] = {"model": models.fingerprint(base), "files": contents(files)}
+    identity |= {"score": lasting(config), "max_length": max_length, "groups": labelled.groups(samples)}
+    if out.is_file():
+        stats = Statistics.load(out)
+        if rows := differences(stats.provenance, json.loads(json.dumps(identity))):
+            table = "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
+            raise UserError(f"{out} was made with other settings ({table}): use another --out, or delete it")
+        distributed.print0(f"{out} is there already")
+        return stats
+    tokenizer = models.load_tokenizer(str(base))
+    examples, dropped = labelled.encode(tokenizer, samples, max_length)
+    for reason, count in sorted(dropped.items()):
+        distributed.print0(f"{count} samples dropped, {reason}")
+    if not examples:
+        raise UserError("no sample is left: raise --max-length")
+    distributed.print0(
+        "one of them, what is predicted between brackets:\n" + examples_module.show(tokenizer, examples[0])
+    )
+    shape = from_config(models.read_config(base))
+    load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
+    partial = out.with_name(f"{out.name}.partial")
+    stats, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
+    if distributed.rank() == 0:
+        stats.save(out, identity)
+    clear()
+    distributed.first(lambda: shutil.rmtree(partial, ignore_errors=True))
+    return stats
+
+
+def scored(
+    load: Callable[[], nn.Module],
+    examples: Sequence[Example],
+    groups: Sequence[str],
+    shape: ModelShape,
+    config: ScoreConfig,
+    folder: Path,
+    identity: dict[str, Any],
+    pad_id: int,
+) -> tuple[Statistics, Callable[[], None]]:
+    """The whole pass on this rank's share, all-reduced, with a bar; it goes on from what `folder` has of `identity`.
+
+    Returns the statistics, and what deletes the partial ones: to be called on every rank once the whole is saved.
+    """
+    from tqdm import tqdm
+
+    rank, world = distributed.rank(), distributed.world()
+    where = counts_device(config, shape, len(groups), distributed.device())
+    fresh = Statistics(list(groups), shape, config.lowest_octave, where)
+    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch}
+    partial = Progress(folder, key, config.save_minutes)
+    stats, done = partial.resume(fresh)
+    bar = tqdm(total=len(examples), desc="score", unit="sentence", mininterval=2, disable=rank != 0)
+    add_scores(
+        load(),
+        examples,
+        stats,
+        config,
+        pad_id=pad_id,
+        rank=rank,
+        world=world,
+        progress=lambda samples: bar.update(samples * world),
+        done=done,
+        after_batch=lambda done: partial.after_batch(stats, done),
+    )
+    bar.update(bar.total - bar.n)  # ranks end a few sentences apart
+    bar.close()
+    return stats, partial.clear
+
+
+@dataclass
+class Arguments:
+    """Score neurons on labelled prompts and targets."""
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """JSON lines of prompt and target, or of messages, with a group, or a file a group."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    out: str = "statistics.safetensors"
+    """The statistics to write."""
+    max_length: int = 512
+    """Tokens of a sample; longer ones are counted and dropped."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Scores and writes; a user's mistake ends in one line and exit code 2, a signal saves what there is: 75."""
+    signals.install()
+    with one_line():
+        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.score", description=__doc__)
+        distributed.start()
+        stats = score(given.model, given.files, given.score, given.out, given.max_length)
+        distributed.stop()
+    counts = ", ".join(f"{name} {n:,}" for name, n in zip(stats.groups, stats.samples.tolist(), strict=True))
+    distributed.print0(f"{int(stats.samples.sum()):,} samples ({counts}), {stats.neurons:,} neurons → {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""SliceLinear: a frozen weight of which a few rows or columns are trained.
+
+The selected slices are small parameters of their own; the weight itself holds their current values, so the forward
+is one matrix product and the backward computes weight gradients for the selected slices only. No gradient masks:
+optimizers, ZeRO, DDP, FSDP and clipping see ordinary parameters of the size that is really trained.
+
+    params = slice_linears(model, rows={"layers.0.up_proj": [3, 17]})
+    optimizer = SparseColumnAdamW(params, lr=1e-3)
+
+Needs torch alone. Next: fused.py, which makes one FFN of three of these.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.adamw.op import Writes
+from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
+from ..common.errors import UserError
+
+
+class SliceLinear(nn.Module):
+    """A linear layer whose `rows` [k, in] and `columns` [k, out] are trained and whose weight [out, in] is frozen.
+
+    Row j of the weight is output channel j (the papers' column, they write W as in × out); its bias entry belongs to
+    it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen: the weights where they
+    cross would have two owners.
+    """
+
+    left = False
+    """Whether whoever steps writes the slices into the weight (`leave_to_optimizer`)."""
+
+    def __init__(self, linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+        super().__init__()
+        if rows is not None and columns is not None:
+            raise UserError("a linear layer cannot train rows and columns at once: the weights where they cross")
+        self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
+        self.out_features, self.in_features = linear.out_features, linear.in_features
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.row_index = self.column_index = None
+        self.rows = self.columns = self.bias_rows = None
+        if rows is not None:
+            self._own("row_index", checked_index(rows, self.out_features, "row"))
+            self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
+            if self.bias is not None:
+                self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
+        if columns is not None:
+            self._own("column_index", checked_index(columns, self.in_features, "column"))
+            self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
+        self._link()
+
+    def _own(self, name: str, index: Tensor) -> None:
+        delattr(self, name)
+        self.register_buffer(name, index.to(self.weight.device), persistent=False)
+
+    def _link(self) -> None:
+        """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
+        if self.rows is not None:
+            self.rows.slice_of = (self.weight, self.row_index, 0)
+        if self.bias_rows is not None:
+            self.bias_rows.slice_of = (self.bias, self.row_index, 0)
+        if self.columns is not None:
+            self.columns.slice_of = (self.weight, self.column_index, 1)
+        # Weakly: a wrapper that shards the model frees this tensor.
+        self.placed = weakref.ref(self.weight)
+        self.linked = object()  # another one whenever tensors have moved
+
+    def __getstate__(self) -> dict:
+        # A copy's optimizer has promised nothing: its forwards write again.
+        return {name: value for name, value in self.__dict__.items() if name not in ("placed", "linked", "left")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._link()  # a copied or loaded parameter has no attributes
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self._link()  # .to(device) makes new buffers
+        return self
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in (self.rows, self.columns, self.bias_rows) if p is not None]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the slices into the weight.
+
+        `.data` keeps autograd's version counter still: the values are those that the graph was built with.
+        """
+        for parameter, tensor, axis, index in self.slices():
+            weight, values = getattr(self, tensor).data, parameter.data
+            weight.index_copy_(axis, index, (values.t() if axis else values).to(weight.dtype))
+
+    def slices(self) -> list[tuple[nn.Parameter, str, int, Tensor]]:
+        """(parameter, "weight" or "bias", axis, index) of each trained part."""
+        found = (
+            (self.rows, "weight", 0, self.row_index),
+            (self.columns, "weight", 1, self.column_index),
+            (self.bias_rows, "bias", 0, self.row_index),
+        )
+        return [part for part in found if part[0] is not None]
+
+    def before_forward(self) -> None:
+        """Write the slices, unless the optimizer has: any optimizer may have stepped since."""
+        if not self.left:
+            self.refresh()
+
+    def before_backward(self) -> None:
+        """Write them again where the weight is not the one that the forward read.
+
+        Under ZeRO-3 and FSDP it is a fresh copy each time it is gathered; elsewhere nothing has changed.
+        """
+        if hasattr(self.weight, "ds_id") or self.weight is not self.placed():
+            self.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) → (..., out)."""
+        return _SliceLinear.apply(x, self, self.rows, self.columns, self.bias_rows)
+
+    def gradients(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        dy_columns: Tensor | None = None,
+        x_columns: Tensor | None = None,
+        product: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """dL/d(rows, columns, bias_rows) from dy [T, out] and x [T, in], in the parameters' dtype.
+
+        `dy_columns` [T, k] = dy[:, row_index] and `x_columns` [T, k] = x[:, column_index], where a kernel has emitted
+        them, are used instead; x may be None where `x_columns` is all that is needed. `product` [k, in] is
+        dy_columnsᵀ x, where a product of several layers has given it already.
+        """
+        rows = columns = bias = None
+        if self.rows is not None:
+            if product is None:
+                product = row_gradient(dy, x, self.row_index) if dy_columns is None else compact_gradient(dy_columns, x)
+            rows = product.to(self.rows.dtype)
+        if self.bias_rows is not None:
+            chosen = dy[:, self.row_index] if dy_columns is None else dy_columns
+            bias = chosen.sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
+        if self.columns is not None:
+            emitted = x_columns is not None
+            product = compact_gradient(x_columns, dy) if emitted else column_gradient(dy, x, self.column_index)
+            columns = product.to(self.columns.dtype)
+        return rows, columns, bias
+
+    def extra_repr(self) -> str:
+        k = [0 if i is None else len(i) for i in (self.row_index, self.column_index)]
+        return f"in={self.in_features}, out={self.out_features}, trained rows={k[0]}, trained columns={k[1]}"
+
+
+class _SliceLinear(torch.autograd.Function):
+    """y = x Wᵀ + b; the gradient reaches x and the slices, never the frozen weight."""
+
+    @staticmethod
+    def forward(ctx, x, module, rows, columns, bias_rows):
+        module.before_forward()
+        ctx.module, ctx.x_dtype = module, x.dtype
+        x, weight, bias = cast_for_autocast(x, module.weight, module.bias)
+        ctx.save_for_backward(x if module.trainable() else None)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        module = ctx.module
+        module.before_backward()
+        dx = (dy @ module.weight.to(dy.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        if x is None:
+            return dx, None, None, None, None
+        grads = module.gradients(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]))
+        return dx, None, *grads
+
+
+def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    """Under autocast every operand in its dtype, as F.linear would have it; elsewhere unchanged."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, *others
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(None if t is None else t.to(dtype) for t in (x, *others))
+
+
+def slice_linears(
+    model: nn.Module,
+    rows: Mapping[str, Sequence[int] | Tensor] | None = None,
+    columns: Mapping[str, Sequence[int] | Tensor] | None = None,
+) -> list[nn.Parameter]:
+    """Freeze `model` and make the named rows and columns of its `nn.Linear` layers trainable, in place.
+
+    Returns the new parameters, to be given to an optimizer. Raises UserError for a name that is no `nn.Linear` or an
+    index outside the layer.
+    """
+    model.requires_grad_(False)
+    params: list[nn.Parameter] = []
+    for chosen, axis in ((rows or {}, "rows"), (columns or {}, "columns")):
+        for name, index in chosen.items():
+            linear = model.get_submodule(name)
+            if not isinstance(linear, nn.Linear):
+                raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer once")
+            sliced = SliceLinear(linear, **{axis: torch.as_tensor(index, dtype=torch.int64)})
+            set_submodule(model, name, sliced)
+            params += sliced.trainable()
+    return params
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Put every SliceLinear back as an `nn.Linear` that holds the trained values, in place; returns the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SliceLinear):
+            module.refresh()
+            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            linear.weight, linear.bias = module.weight, module.bias
+            set_submodule(model, name, linear)
+    return model
+
+
+class Written:
+    """Writes all slices of a model into their weights, in one launch on a GPU: call it after every optimizer step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [m for m in model.modules() if hasattr(m, "before_forward")]
+        self.linked: list[object] = []
+        self.writes = Writes([])
+
+    def __call__(self) -> None:
+        linked = [layer.linked for layer in self.layers]
+        if linked != self.linked:
+            parts = [(p, getattr(m, name), index, axis) for m in self.layers for p, name, axis, index in m.slices()]
+            self.linked, self.writes = linked, Writes(parts)
+        self.writes()
+
+
+def leave_to_optimizer(model: nn.Module) -> Written:
+    """Let forwards and backwards leave the weights alone: whoever steps promises to write the slices into them.
+
+    Without it every forward writes them, since any optimizer may have stepped. Writes them once and returns what does
+    it: call that after each step, or let SparseColumnAdamW, whose parameters are the slices themselves, do it. Not
+    for ZeRO-3 or FSDP, where a weight is gathered anew.
+    """
+    written = Written(model)
+    for layer in written.layers:
+        layer.left = True
+    written()
+    return written
+
+
+def named_slices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, Tensor]]:
+    """(tensor name in the checkpoint, axis, parameter, index) of every trained slice, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, SliceLinear):
+            for parameter, tensor, axis, index in (
+                (module.rows, "weight", "row", module.row_index),
+                (module.columns, "weight", "column", module.column_index),
+                (module.bias_rows, "bias", "row", module.row_index),
+            ):
+                if parameter is not None:
+                    yield f"{name}.{tensor}", axis, parameter, index
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def checked_index(index: Tensor, size: int, what: str) -> Tensor:
+    """`index` as int64. Raises UserError if it is empty, outside `size`, or names a row or column twice."""
+    index = index.to(torch.int64)
+    if index.ndim != 1 or len(index) == 0:
+        raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")
+    if int(index.min()) < 0 or int(index.max()) >= size:
+        raise UserError(
+            f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}"
+        )
+    if len(torch.unique(index)) != len(index):
+        raise UserError(f"{what} index holds duplicates: name every {what} once")
+    return index
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,55 @@
+"""What training changes in the base's tensors: name → rows, columns or the whole, with their new values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .neurons import NeuronSet
+
+
+def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put checkpointed values into the trained parameters before DeepSpeed wraps them."""
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.requires_grad:
+                param.copy_(state[f"master/{name}"])
+
+
+class Patch(NamedTuple):
+    """New values of a part of a named tensor; `axis` None replaces the whole of it."""
+
+    axis: str | None
+    """`row`: values [k, in] (or [k] of a bias); `column`: values [k, out], column j of the weight stored as a row."""
+    index: Tensor | None
+    values: Tensor | Callable[[Tensor], Tensor]
+    """Or, for a whole tensor, what makes them of the base's: only one is in memory at a time."""
+
+
+def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
+    """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight."""
+    from ..models.sites import checkpoint_sites
+
+    pass
+
+    sites, patches = checkpoint_sites(base), {}
+    for (layer, role, axis), index in neurons.slices.items():
+        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
+        kind = "rows" if axis == "row" else "columns"
+        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"master/{name}.{kind}"])
+        if f"master/{name}.bias_rows" in tensors:
+            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"master/{name}.bias_rows"])
+    return patches
+
+
+def whole_patches(tensors: dict[str, Tensor]) -> dict[str, Patch]:
+    """Every trained tensor in place of the base's."""
+    pass
+
+    masters = {name.removeprefix("master/"): value for name, value in tensors.items() if name.startswith("master/")}
+    return {name: Patch(None, None, value) for name, value in masters.items()}

@@ -1,0 +1,1 @@
+"""Updates under DeepSpeed ZeRO."""

@@ -1,0 +1,140 @@
+"""The main job as a user starts it: torchrun, two ranks, the recipe; then what it left is looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import TWO_RANKS, finish, start
+from safetensors.torch import load_file, save_file
+
+from slicetune.engine.common import checkpoint
+from slicetune.engine.data import tiny
+from slicetune.engine.data.batching import pack
+from slicetune.engine.export.audit import audit
+from slicetune.engine.slices.ffn import attach
+from slicetune.engine.slices.linear import named_slices
+from slicetune.engine.slices.neurons import NeuronSet
+from slicetune.engine.slices.patches import load_masters
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return tiny.model_dir("test")
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, finish(start(TWO_RANKS, base, out))
+
+
+def test_every_artefact_is_there(finished):
+    out, output = finished
+    names = {p.name for p in out.iterdir()}
+    wanted = {"config.json", "metrics.jsonl", "statistics.safetensors", "neurons.safetensors", "checkpoints", "model"}
+    assert wanted | {"translations", "results.json", "report.html"} <= names
+    assert "seen, mean" in output
+    results = json.loads((out / "results.json").read_text())
+    assert results["trainable_parameters"] == NeuronSet.load(out / "neurons.safetensors").parameters()
+    assert set(results["systems"]) == {"base", "caneft"}
+    assert set(results["seconds"]) >= {"score", "select", "train", "export", "translate"}
+    for system in ("base", "caneft"):
+        for domain in ("it", "law", "medical", "subtitles", "koran"):
+            assert len((out / "translations" / system / f"{domain}.en").read_text().splitlines()) == 4
+
+
+def test_nothing_outside_the_set_changed(finished, base):
+    report = audit(base, finished[0])
+    assert report.ok
+    assert sum(report.changed.values()) > 0
+    assert sum(report.allowed.values()) == NeuronSet.load(finished[0] / "neurons.safetensors").parameters()
+
+
+def test_the_audit_command_finds_a_flipped_bit(finished, base, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(out / "model" / "model.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, out / "model" / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, "-m", "slicetune.engine.export.audit", str(base)]
+    assert subprocess.run([*command, str(finished[0])], check=False).returncode == 0
+    found = subprocess.run([*command, str(out)], check=False, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "model.norm.weight" in found.stdout
+
+
+def test_exported_model_gives_the_live_models_logits(finished, base):
+    """The live model: base with slices attached and the checkpoint's masters in them, as training ended."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out, _ = finished
+    live = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    attach(live, NeuronSet.load(out / "neurons.safetensors"))
+    chosen = json.loads((out / "chosen.json").read_text())["checkpoint"]
+    load_masters(live, checkpoint.load(out / chosen)[0])
+    exported = AutoModelForCausalLM.from_pretrained(out / "model").eval()
+    ids = torch.tensor([AutoTokenizer.from_pretrained(out / "model")("German: Die Anlage wird geprüft.").input_ids])
+    stored = next(iter(load_file(next((out / "model").glob("*.safetensors"))).values())).dtype
+    with torch.no_grad():
+        live(ids)  # writes the slices into the weights
+        assert any(not torch.equal(p, m) for _, _, p, m in _masters(live, base))
+        assert torch.equal(live.to(stored)(ids).logits, exported.to(stored)(ids).logits)
+
+
+def _masters(live, base):
+    weights = load_file(base / "model.safetensors")
+    for name, axis, parameter, index in named_slices(live):
+        yield name, axis, parameter, weights[name][index].float()
+
+
+def test_a_finished_run_is_not_run_again(finished, base):
+    output = finish(start(TWO_RANKS, base, finished[0]))
+    for stage in ("score", "select", "train", "export", "translate"):
+        assert f"[{stage}] done before" in output
+
+
+def test_a_changed_setting_is_refused_with_its_difference(finished, base):
+    process = start(["--standalone", "--nproc_per_node", "1"], base, finished[0], **{"score.tokens": "target"})
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "score.tokens: all → target" in output
+    assert "Traceback (most recent call last):\n  File" not in output.split("error:")[0]
+
+
+def test_two_agents_finish_a_run_together(base, tmp_path):
+    """`--nnodes 2`: two torchrun agents, as on two machines, one rank each."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    address = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    agents = [start([*address, "--node_rank", str(r)], base, tmp_path / "out") for r in (0, 1)]
+    outputs = [finish(agent) for agent in agents]
+    assert "seen, mean" in outputs[0]
+    assert "seen, mean" not in outputs[1]
+    assert audit(base, tmp_path / "out").ok
+
+
+def test_packed_sentences_of_the_recipe_do_not_interact(base):
+    """The recipe's own data and model: every packed loss equals the sentence's alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from slicetune.engine.data import corpus
+    from slicetune.engine.data.config import DataConfig
+    from slicetune.engine.data.examples import examples
+    from slicetune.engine.scoring.loss import target_losses
+
+    data = DataConfig(prompt="short")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    pairs = corpus.load_domain(data, "law", "dev", 6)
+    made, dropped = examples(tokenizer, data, pairs, data.seen, "dev", 512)
+    assert not dropped
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    packed = target_losses(model, pack(made))
+    single = torch.cat([target_losses(model, pack([e])) for e in made])
+    assert torch.allclose(packed, single, rtol=1e-5, atol=1e-5)
