@@ -33,11 +33,11 @@ quickstart: $(STAMP) ## the main job on the embedded model and corpus: scores, n
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) recipes/caneft_tiny.py $(ARGS)
 
 compare: $(STAMP) ## all nine methods on the embedded model and corpus, one table, about 10 minutes
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine.compare \
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine compare \
 		$(METHODS:%=recipes/%_tiny.py) --out runs/compare-tiny $(ARGS)
 
 compare-pairs: $(STAMP) ## LANDeRMT's ten rows on the embedded model of two directions, one table
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine.compare \
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m slicetune.engine compare \
 		$(ROUTED:%=recipes/%_pairs_tiny.py) --out runs/compare-pairs-tiny $(ARGS)
 
 test: lint ## style and all tests
@@ -55,7 +55,7 @@ comet-env: $(STAMP) ## .venv-comet, COMET's own environment, for --evaluate.come
 	sh -ec "$$($(BIN)/python -c 'from slicetune.engine.comet import setup; print(setup())')"
 
 doctor: $(STAMP) ## what this machine can do; what a bug report needs
-	$(BIN)/python -m slicetune.engine.doctor
+	$(BIN)/python -m slicetune.engine doctor
 
 lint: $(STAMP) ## style: ruff check and format --check
 	@echo "[lint] ruff"

@@ -79,7 +79,7 @@ def check(scores: Tensor, domains: Tensor) -> float:
     statistics = Statistics(DOMAINS, shape())
     statistics.add_scores(0, "gate", scores.t().contiguous(), domains)
     statistics.add_samples(domains, torch.ones_like(domains))
-    streamed = mutual_information(statistics, Caneft(consensus="joint"))
+    streamed = mutual_information(statistics, reading="joint")
     difference = (streamed - torch.tensor(by_sklearn(scores, domains), dtype=torch.float64)).abs()
     if not float(difference.max()) < (0.05 if SMOKE else 0.02):
         raise Wrong(f"streamed and exact mutual information differ by {float(difference.max()):.3f} nats")

@@ -10,7 +10,6 @@ step takes above that. Nothing is compiled here: bench_forms.py has that, on all
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -112,15 +111,15 @@ def test_deepspeed_step(benchmark):
 
     def deepspeed() -> Contender:
         from slicetune.engine.common import distributed
-        from slicetune.engine.run.config import RunConfig
         from slicetune.engine.training.config import TrainConfig
+        from slicetune.engine.training.plan import Plan
         from slicetune.engine.training.zero import ZeroEngine
 
         distributed.start()
         system = systems.slices(base, batch, neurons)
         system.optimizer = None
-        config = RunConfig(out=tempfile.mkdtemp(), train=TrainConfig(report_to=()))
-        engine = ZeroEngine(system.model, config, load.sentences, 1)
+        plan = Plan(load.sentences, load.sentences, 1, 1, 1)
+        engine = ZeroEngine(system.model, TrainConfig(), 1, plan)
         return Contender(engine.step, lambda: engine.backward(_loss(engine, batch)))
 
     comparison.add("SparseColumnAdamW.step()", bare, "ours")

@@ -1,6 +1,6 @@
 """What a machine can do, whether the kernels compute right on it, and what a bug report needs.
 
-    python -m slicetune.engine.doctor [--out runs]      # exit code 1 if a kernel is wrong or something is missing
+    slicetune doctor [--out runs]      # exit code 1 if a kernel is wrong or something is missing
 
 Prints no name of a user, no path but those named, no environment variable but slicetune's own.
 """
@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from ..kernels.gated.op import gated_backward, gated_forward
 from ..kernels.histogram import BINS, accumulate
 from ..kernels.slice_gradient import column_gradient, row_gradient
 from ..kernels.tap import tap
-from .common.command import one_line
 from .models.attention import flash_attn, packed_path
 from .scoring.cross_entropy import loss_path
 from .slices.optim import SparseColumnAdamW
@@ -211,15 +209,10 @@ def report(out: Path) -> tuple[bool, str]:
     return not bad, "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m slicetune.engine.doctor", description=__doc__.split("\n")[0])
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="slicetune doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs will be written")
     given = parser.parse_args(arguments)
-    with one_line():
-        well, text = report(given.out)
+    well, text = report(given.out)
     print(text)
     return 0 if well else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """How far training moved the chosen weights, against another run's: CANEFT's Fig. 4.
 
-    python -m slicetune.engine.analyses.change runs/caneft runs/rcn
+    slicetune ask change runs/caneft runs/rcn
 
 The mean absolute change of the trained weights of each projection in the lower, middle and upper third of the layers,
 from the runs' slice deltas. A weight that was not trained did not change and does not count.
@@ -14,15 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from ..common.command import one_line
 from ..common.errors import UserError
 from ..evaluation.report.answer import Figure, Table, write
 from ..evaluation.report.charts import grouped_bars
 from ..export import delta
 from ..models.sites import checkpoint_sites
-from ..run.config import read_config
+from ..run.config import read_run
 from ..slices.neurons import thirds
 
 THIRDS = ("lower", "middle", "upper")
@@ -34,7 +31,7 @@ Place = tuple[str, str]
 class Arguments:
     """Mean absolute change of the trained weights of two runs, or more, by projection and third of the layers."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tuple[str, ...]
     """Folders of finished runs, such as one of CANEFT and one of RCN."""
 
 
@@ -72,7 +69,7 @@ def names_of(runs: Sequence[str]) -> list[str]:
     folders = [Path(run) for run in runs]
     if not all((folder / "config.json").is_file() for folder in folders):
         return [folder.name for folder in folders]
-    titles = [read_config(folder).method.title for folder in folders]
+    titles = [read_run(folder).method.title for folder in folders]
     return titles if len(set(titles)) == len(titles) else [folder.name for folder in folders]
 
 
@@ -86,35 +83,25 @@ def updates(name: str, run: Path) -> str:
         return f"{name} unknown"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes change.html and its table beside the first run. A user's mistake is one line and exit code 2."""
-    with one_line():
-        runs = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.change").runs
-        names = names_of(runs)
-        if len(set(names)) != len(names) or not names:
-            raise UserError(
-                f"{' '.join(runs)}: name runs of different methods, or whose folders are called differently"
-            )
-        found = {name: mean_changes(Path(run)) for name, run in zip(names, runs, strict=True)}
-        places = [(p, third) for p in _projections(found) for third in THIRDS]
-        rows = [
-            [*place, *(value for changes in found.values() for value in changes.get(place, (None, 0)))]
-            for place in places
-        ]
-        columns = ["projection", "layers", *(f"{name}{what}" for name in names for what in ("", ", weights"))]
-        series = {name: [changes.get(place, (0.0, 0))[0] for place in places] for name, changes in found.items()}
-        picture = grouped_bars([" ".join(place) for place in places], series, "mean |change|")
-        words = (
-            "Mean absolute change of the trained weights, each layer's third by itself; what is frozen is left out. "
-        )
-        words += f"More updates at a higher rate go further: {', '.join(map(updates, names, map(Path, runs)))}."
-        table = Table("thirds", columns, rows, "By projection and third of the layers", 7)
-        write(runs[0], "change", "How far the weights moved", words, [table], [Figure(table.title, picture)])
+def answer(given: Arguments) -> None:
+    """Writes change.html and its table beside the first run."""
+    runs = given.runs
+    names = names_of(runs)
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"{' '.join(runs)}: name runs of different methods, or whose folders are called differently")
+    found = {name: mean_changes(Path(run)) for name, run in zip(names, runs, strict=True)}
+    places = [(p, third) for p in _projections(found) for third in THIRDS]
+    rows = [
+        [*place, *(value for changes in found.values() for value in changes.get(place, (None, 0)))] for place in places
+    ]
+    columns = ["projection", "layers", *(f"{name}{what}" for name in names for what in ("", ", weights"))]
+    series = {name: [changes.get(place, (0.0, 0))[0] for place in places] for name, changes in found.items()}
+    picture = grouped_bars([" ".join(place) for place in places], series, "mean |change|")
+    words = "Mean absolute change of the trained weights, each layer's third by itself; what is frozen is left out. "
+    words += f"More updates at a higher rate go further: {', '.join(map(updates, names, map(Path, runs)))}."
+    table = Table("thirds", columns, rows, "By projection and third of the layers", 7)
+    write(runs[0], "change", "How far the weights moved", words, [table], [Figure(table.title, picture)])
 
 
 def _projections(found: dict[str, dict[Place, tuple[float, int]]]) -> list[str]:
     return list(dict.fromkeys(projection for changes in found.values() for projection, _ in changes))
-
-
-if __name__ == "__main__":
-    main()

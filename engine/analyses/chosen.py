@@ -1,26 +1,24 @@
 """Where a run's neurons lie and how much they know: heat maps by layer and index, a histogram of their information.
 
-    python -m slicetune.engine.analyses.chosen runs/caneft
+    slicetune ask chosen runs/caneft
 
 CANEFT's Fig. 3: layer by 15 equal parts of each projection. The histogram is of all neurons, the chosen ones marked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
-from ..common.command import one_line
 from ..evaluation.report import sections
 from ..evaluation.report.answer import Figure, Table, write
 from ..evaluation.report.charts import histogram
 from ..methods.caneft.information import mutual_information
 from ..methods.caneft.settings import Caneft
-from ..run.config import read_config
+from ..run.config import read_run
 from ..scoring.statistics import Statistics
 from ..slices.neurons import NeuronSet
 
@@ -31,7 +29,7 @@ BARS = 60
 class Arguments:
     """Heat maps of a run's neurons and a histogram of the mutual information of all."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A run that chose neurons; the histogram needs its statistics."""
 
 
@@ -58,10 +56,10 @@ def bars(values: Tensor, chosen: Tensor, count: int = BARS) -> tuple[list[int], 
 
 def information(run: Path) -> tuple[Tensor, str]:
     """Eq. 9–10's information of every neuron, nats [N] in flat order, and by which consensus."""
-    method = read_config(run).method
+    method = read_run(run).method
     method = method if isinstance(method, Caneft) else Caneft()
     kind = method.consensus or "specific"
-    return mutual_information(Statistics.load(run / "statistics.safetensors"), replace(method, consensus=kind)), kind
+    return mutual_information(Statistics.load(run / "statistics.safetensors"), method.bins, method.binning, kind), kind
 
 
 def by_projection(values: Tensor, neurons: NeuronSet) -> list[list[str | int | float | None]]:
@@ -79,30 +77,25 @@ def by_projection(values: Tensor, neurons: NeuronSet) -> list[list[str | int | f
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes chosen.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        run = Path(tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.chosen").run)
-        neurons = NeuronSet.load(run / "neurons.safetensors")
-        maps = sections.neurons(sections.Artefacts(run, {}, {}, [], neurons))
-        cells = Table("map", ["projection", "axis", "layer", "part", "chosen"], map_rows(neurons), shown=False)
-        tables, figures = [cells], [Figure("By layer and index", maps)]
-        words = f"{neurons.count:,} chosen slices of {neurons.layers} layers. "
-        if (run / "statistics.safetensors").is_file():
-            values, kind = information(run)
-            counts, marked, edges = bars(values, neurons.flat())
-            ranked = neurons.provenance.get("method") == "caneft" and neurons.provenance["options"]["consensus"] == kind
-            gamma = neurons.provenance["gamma"] if ranked else None
-            figure = histogram(counts, marked, edges, f"information, nats ({kind})", gamma)
-            caption = "All neurons pale, the chosen ones in full colour. Left of γ lie none of those that were chosen."
-            figures.append(Figure("Mutual information of score and domain", figure, caption if gamma else ""))
-            columns = ["projection", "neurons", "chosen", "median, nats", "median of the chosen"]
-            tables.append(Table("projections", columns, by_projection(values, neurons), "Information", 4))
-            rows = [list(row) for row in zip(edges, edges[1:], counts, marked, strict=False)]
-            tables.append(Table("histogram", ["from", "to", "neurons", "chosen"], rows, shown=False))
-            words += f"Information by the consensus {kind}, of {len(values):,} neurons."
-        write(run, "chosen", "Chosen neurons", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()
+def answer(given: Arguments) -> None:
+    """Writes chosen.html and its tables."""
+    run = Path(given.run)
+    neurons = NeuronSet.load(run / "neurons.safetensors")
+    maps = sections.neurons(sections.Artefacts(run, {}, {}, [], neurons))
+    cells = Table("map", ["projection", "axis", "layer", "part", "chosen"], map_rows(neurons), shown=False)
+    tables, figures = [cells], [Figure("By layer and index", maps)]
+    words = f"{neurons.count:,} chosen slices of {neurons.layers} layers. "
+    if (run / "statistics.safetensors").is_file():
+        values, kind = information(run)
+        counts, marked, edges = bars(values, neurons.flat())
+        ranked = neurons.provenance.get("method") == "caneft" and neurons.provenance["options"]["consensus"] == kind
+        gamma = neurons.provenance["gamma"] if ranked else None
+        figure = histogram(counts, marked, edges, f"information, nats ({kind})", gamma)
+        caption = "All neurons pale, the chosen ones in full colour. Left of γ lie none of those that were chosen."
+        figures.append(Figure("Mutual information of score and domain", figure, caption if gamma else ""))
+        columns = ["projection", "neurons", "chosen", "median, nats", "median of the chosen"]
+        tables.append(Table("projections", columns, by_projection(values, neurons), "Information", 4))
+        rows = [list(row) for row in zip(edges, edges[1:], counts, marked, strict=False)]
+        tables.append(Table("histogram", ["from", "to", "neurons", "chosen"], rows, shown=False))
+        words += f"Information by the consensus {kind}, of {len(values):,} neurons."
+    write(run, "chosen", "Chosen neurons", words, tables, figures)

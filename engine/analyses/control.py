@@ -1,6 +1,6 @@
 """A control: how much of the mutual information is the sentences' length, or the domain's name in the prompt?
 
-    python -m slicetune.engine.analyses.control runs/caneft --sentences 400
+    slicetune ask control runs/caneft --sentences 400
 
 Domains differ in how long their sentences are, and the prompt names the domain: a score that follows either carries
 information about the domain which is not about its language. So the base model scores under several conditions, as many
@@ -22,11 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import tyro
 from torch import Tensor
 
 from ..common import distributed
-from ..common.command import one_line
 from ..common.errors import UserError
 from ..data.batching import Example
 from ..data.draws import shuffled
@@ -49,7 +47,7 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
 class Arguments:
     """How much of the mutual information is length, or the domain's name."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A CANEFT run: its model, data, prompt and selection are taken."""
     sentences: int = 400
     """A domain in every condition; fewer where not so many can be matched."""
@@ -170,18 +168,16 @@ def deal(sentences: Sequence[Example], seed: int) -> list[Example]:
     return [replace(one, group=sentences[i].group) for one, i in zip(sentences, order, strict=True)]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes control.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.control")
-        distributed.start()
-        source = Source(given.run)
-        caneft_of(source.config)
-        found = conditions(source, given)
-        for condition in found:
-            run_condition(source, condition)
-        distributed.first(lambda: report(source, found))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Writes control.html and its tables."""
+    distributed.start()
+    source = Source(given.run)
+    caneft_of(source.config)
+    found = conditions(source, given)
+    for condition in found:
+        run_condition(source, condition)
+    distributed.first(lambda: report(source, found))
+    distributed.stop()
 
 
 def report(source: Source, found: Sequence[Condition]) -> None:
@@ -226,7 +222,3 @@ def _projections(found: Sequence[Condition]) -> tuple[list[str], list[list]]:
     counts = [Counter({name: n for (name, _), n in condition.neurons.counts().items()}) for condition in found]
     widths = list(found[0].neurons.widths)
     return ["condition", *widths], [[c.name, *(n[w] for w in widths)] for c, n in zip(found, counts, strict=True)]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """How much the sets that different methods choose have in common.
 
-    python -m slicetune.engine.analyses.overlap runs/caneft                      # every method, from its statistics
-    python -m slicetune.engine.analyses.overlap runs/caneft runs/rcn runs/lape   # the sets of those runs
+    slicetune ask overlap runs/caneft                      # every method, from its statistics
+    slicetune ask overlap runs/caneft runs/rcn runs/lape   # the sets of those runs
 
 A neuron is shared where both have the same slice: the same row, or the same column, of the same projection. LAPE's
 units train columns of `down`, CANEFT's channels rows, so they can share slices of gate and up only.
@@ -12,9 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
-
-from ..common.command import one_line
 from ..common.errors import UserError
 from ..evaluation.report.answer import Figure, Table, write
 from ..evaluation.report.charts import matrix
@@ -29,7 +26,7 @@ from .source import Source, caneft_of
 class Arguments:
     """Overlap of the sets of several runs, or of the methods that can choose from one run's statistics."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tuple[str, ...]
     """Folders of runs, or files neurons.safetensors; one CANEFT run alone: what each method makes of its statistics."""
 
 
@@ -69,20 +66,19 @@ def tables(sets: dict[str, NeuronSet]) -> list[Table]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes overlap.html and its tables beside the first run. A user's mistake is one line and exit code 2."""
-    with one_line():
-        runs = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.overlap").runs
-        if not runs:
-            raise UserError("name one run, or several")
-        sets = every_method(runs[0]) if len(runs) == 1 else {_name(run): load(run) for run in runs}
-        if len(sets) < 2:
-            raise UserError(f"{' '.join(runs)}: a set to compare with is missing, or two have the same name")
-        words = "1 is the same set. Sets drawn at random share about the part of all neurons that they take."
-        found = tables(sets)
-        figures = [Figure(table.title, _picture(table)) for table in found[1:]]
-        first = Path(runs[0])
-        write(first if first.is_dir() else first.parent, "overlap", "Overlap of sets", words, found, figures)
+def answer(given: Arguments) -> None:
+    """Writes overlap.html and its tables beside the first run."""
+    runs = given.runs
+    if not runs:
+        raise UserError("name one run, or several")
+    sets = every_method(runs[0]) if len(runs) == 1 else {_name(run): load(run) for run in runs}
+    if len(sets) < 2:
+        raise UserError(f"{' '.join(runs)}: a set to compare with is missing, or two have the same name")
+    words = "1 is the same set. Sets drawn at random share about the part of all neurons that they take."
+    found = tables(sets)
+    figures = [Figure(table.title, _picture(table)) for table in found[1:]]
+    first = Path(runs[0])
+    write(first if first.is_dir() else first.parent, "overlap", "Overlap of sets", words, found, figures)
 
 
 def _picture(table: Table) -> str:
@@ -91,7 +87,3 @@ def _picture(table: Table) -> str:
 
 def _name(path: str) -> str:
     return Path(path).name if Path(path).is_dir() else Path(path).stem
-
-
-if __name__ == "__main__":
-    main()

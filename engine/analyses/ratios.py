@@ -1,7 +1,7 @@
 """How many neurons are enough: a CANEFT run again with other ratios, from the same scores (Fig. 2).
 
-    python -m slicetune.engine.analyses.ratios runs/caneft
-    torchrun --nproc_per_node 8 -m slicetune.engine.analyses.ratios runs/caneft --ratios 0.005 0.01 0.02
+    slicetune ask ratios runs/caneft
+    torchrun --nproc_per_node 8 -m slicetune.engine ask ratios runs/caneft --ratios 0.005 0.01 0.02
 
 Every ratio is selected, trained and decoded as the run was, at the rate that the run trained with, in a folder of its
 own under RUN/analyses/ratios/; the run's own ratio is not run again. Stopped, it goes on.
@@ -14,16 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from ..common import distributed, signals
-from ..common.command import one_line
+from ..common import distributed
 from ..common.errors import UserError
 from ..evaluation.comparison import METRICS
 from ..evaluation.report.answer import Figure, Table, folder_of, write
 from ..evaluation.report.charts import lines
 from ..evaluation.report.sections import domain_name
-from ..run.config import RunConfig, read_config
+from ..run.config import RunConfig, read_run
 from ..run.run import run_one
 from .source import caneft_of, finished, loss_text
 
@@ -32,7 +29,7 @@ from .source import caneft_of, finished, loss_text
 class Arguments:
     """BLEU, chrF and COMET of every domain by the share of neurons that is chosen."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A finished CANEFT run, whose statistics and settings are taken."""
     ratios: tuple[float, ...] = field(default_factory=lambda: (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015))
 
@@ -43,7 +40,7 @@ class Arguments:
 
 def settings(run: Path, ratio: float, rate: float) -> RunConfig:
     """The run's, with another ratio, the rate that it took, and its scores."""
-    config = read_config(run)
+    config = read_run(run)
     return replace(
         config,
         out=str(run / "analyses" / "ratios" / f"{ratio:g}"),
@@ -56,7 +53,7 @@ def settings(run: Path, ratio: float, rate: float) -> RunConfig:
 
 def sweep(run: Path, ratios: tuple[float, ...]) -> dict[float, dict[str, Any]]:
     """results.json by ratio, ascending; the run's own is as it is. Every rank takes part."""
-    own, done = caneft_of(read_config(run)).neuron_ratio, finished(run)
+    own, done = caneft_of(read_run(run)).neuron_ratio, finished(run)
     configs = {ratio: settings(run, ratio, done["learning_rate"]) for ratio in sorted(ratios)}
     return {
         ratio: done if ratio == own else distributed.share_object(run_one(config)) for ratio, config in configs.items()
@@ -80,16 +77,13 @@ def rows_of(found: Mapping[float, Mapping[str, Any]], metric: str) -> list[list[
     return [row(0.0, 0, "", base), *rows] if base else rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes ratios.html and a table a metric. A user's mistake is one line and exit code 2."""
-    signals.install()
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.ratios")
-        distributed.start()
-        distributed.first_rank_first(lambda: folder_of(given.run))
-        found = sweep(Path(given.run), given.ratios)
-        distributed.first(lambda: report(given.run, found))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Writes ratios.html and a table a metric."""
+    distributed.start()
+    distributed.first_rank_first(lambda: folder_of(given.run))
+    found = sweep(Path(given.run), given.ratios)
+    distributed.first(lambda: report(given.run, found))
+    distributed.stop()
 
 
 def report(run: str, found: Mapping[float, Mapping[str, Any]]) -> None:
@@ -105,10 +99,6 @@ def report(run: str, found: Mapping[float, Mapping[str, Any]]) -> None:
         tables.append(Table(metric, ["neurons, %", "trained", "dev loss", *names, *parts], rows, label))
         curves = {n: [(row[0], row[3 + i]) for row in rows if row[3 + i] is not None] for i, n in enumerate(names)}
         figures.append(Figure(label, lines(curves, "chosen neurons, % of all", label)))
-    words = f"One run a ratio, seed {read_config(run).seed}: differences of a few tenths are within what seeds make. "
+    words = f"One run a ratio, seed {read_run(run).seed}: differences of a few tenths are within what seeds make. "
     words += "0 is the untrained base."
     write(run, "ratios", "Share of chosen neurons", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Where the paper can be read in more than one way: does another reading than the run's train a better model?
 
-    python -m slicetune.engine.analyses.readings runs/caneft --train-sentences 400 --seeds 0 1 2
-    torchrun --nproc_per_node 8 -m slicetune.engine.analyses.readings runs/caneft
+    slicetune ask readings runs/caneft --train-sentences 400 --seeds 0 1 2
+    torchrun --nproc_per_node 8 -m slicetune.engine ask readings runs/caneft
 
 Every reading chooses its neurons (a scoring pass is shared by all that score alike), trains them as the run did, at the
 rate that the run took, and is compared with the run's own by the cross-entropy of each dev sentence. Beside them stand
@@ -16,20 +16,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
-from ..common import distributed, signals
-from ..common.command import one_line
+from ..common import distributed
 from ..common.errors import UserError
-from ..common.settings import fingerprint
+from ..common.settings import fingerprint, of_stage
 from ..evaluation.report.answer import Figure, folder_of, write
 from ..evaluation.report.charts import intervals
 from ..methods.caneft.settings import Rcn
 from ..run.config import RunConfig
-from ..run.job import Run
-from ..run.run import run_one
-from ..scoring.config import _scoring
+from ..run.run import Run, run_one
 from ..slices.neurons import NeuronSet, share
 from .paired import paired, sentence_losses
 from .source import Source, caneft_of, finished
@@ -40,7 +36,7 @@ from .verdicts import Reading, Result, Seeds, seed_table, seeds_agree, table
 class Arguments:
     """Train every reading of the paper on a run's text and compare them."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A finished CANEFT run: its settings are what every reading shares, and its own reading is the default."""
     consensus: tuple[str, ...] = ("specific", "one_vs_rest", "joint")
     task_ratios: tuple[float | None, ...] = (None, 0.1, 0.2, 0.5)
@@ -113,8 +109,9 @@ class Trainer:
             train=replace(self.source.config.train, learning_rate=self.rate, sweep=()),
             evaluate=replace(self.source.config.evaluate, base=False),
         )
-        key = fingerprint([seed, _scoring(reading.score)])
-        if seed == self.source.config.seed and _scoring(reading.score) == _scoring(self.source.config.score):
+        own, asked = (of_stage(score, "score") for score in (self.source.config.score, reading.score))
+        key = fingerprint([seed, asked])
+        if seed == self.source.config.seed and asked == own:
             self.scored.setdefault(key, self.source.run)
         where = self.scored.setdefault(key, Path(config.out))
         return replace(config, score=replace(reading.score, reuse="" if where == Path(config.out) else str(where)))
@@ -122,7 +119,7 @@ class Trainer:
     def neurons(self, reading: Reading, seed: int) -> NeuronSet:
         """What the reading chooses."""
         config = self.config(reading, seed)
-        run_one(config, Run.select_stages)
+        run_one(config, Run.to_chosen)
         return NeuronSet.load(Path(config.out) / "neurons.safetensors")
 
     def train(self, reading: Reading, seed: int, neurons: NeuronSet) -> Tensor:
@@ -130,7 +127,7 @@ class Trainer:
         key = seed, neurons.fingerprint
         if key not in self.losses:
             config = self.config(reading, seed)
-            run_one(config, Run.train_stages)
+            run_one(config, Run.to_model)
             self.losses[key] = self.evaluate(Path(config.out) / "model")
         return self.losses[key]
 
@@ -146,18 +143,15 @@ class Trainer:
         return distributed.share_object(run_one(self.config(reading, seed)))["systems"][reading.method.kind]["averages"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Trains, compares, writes readings.html and two tables as CSV. A user's mistake is one line and exit code 2."""
-    signals.install()
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.readings")
-        distributed.start()
-        trainer = Trainer(given)
-        names = readings(trainer.source.config, given.consensus, given.task_ratios)
-        first = compare_all(trainer, names, given.seeds[0])
-        again = with_seeds(trainer, first, given.best, given.seeds) if given.best else []
-        distributed.first(lambda: report(given, first, again))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Trains, compares, writes readings.html and two tables as CSV."""
+    distributed.start()
+    trainer = Trainer(given)
+    names = readings(trainer.source.config, given.consensus, given.task_ratios)
+    first = compare_all(trainer, names, given.seeds[0])
+    again = with_seeds(trainer, first, given.best, given.seeds) if given.best else []
+    distributed.first(lambda: report(given, first, again))
+    distributed.stop()
 
 
 def compare_all(trainer: Trainer, names: Sequence[Reading], seed: int) -> list[Result]:
@@ -206,7 +200,3 @@ def report(given: Arguments, first: Sequence[Result], again: Sequence[Seeds]) ->
         which = f"over sentences and over {len(again[0].scores)} seeds"
         words += f"Better than the default {which}: {', '.join(better) or 'none of the best'}."
     write(given.run, "readings", "Readings of the paper", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """A check of theory: do scores say what a channel's silence costs?
 
-    python -m slicetune.engine.analyses.silence runs/caneft --channels 60 --sentences 48
+    slicetune ask silence runs/caneft --channels 60 --sentences 48
 
 A score is a first-order guess of how a sentence's loss changes when the channel's output is 0 at all its positions:
 |Σ_t A·G| (`abs_sum`) is that guess, the mean over t of |A·G| (`mean_abs`, Eq. 8) what the paper ranks by. Here
@@ -15,12 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from ...kernels.common.fold import Segments
 from ..common import distributed
-from ..common.command import one_line
 from ..common.errors import UserError
 from ..data.batching import Batch
 from ..data.draws import shuffled
@@ -40,7 +38,7 @@ REDUCTIONS = ("mean_abs", "abs_sum")
 class Arguments:
     """Scores against the true change of the loss when a channel is silenced."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """Any run: its base model, data and prompt are taken."""
     channels: int = 60
     """Of each projection, drawn over all layers; gate and up are of the same units."""
@@ -171,20 +169,18 @@ def correlations(
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes silence.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.silence")
-        distributed.start()
-        source = Source(given.run)
-        shape = source.shape
-        channels = draw(shape.layers, shape.widths, given.channels, given.seed)
-        batches = batches_of(source, source.examples("dev", given.sentences))
-        model = source.model()
-        change = true_changes(model, batches, channels)
-        score = {reduction: scores(model, batches, channels, reduction) for reduction in REDUCTIONS}
-        distributed.first(lambda: report(given.run, channels, score, change))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Writes silence.html and its tables."""
+    distributed.start()
+    source = Source(given.run)
+    shape = source.shape
+    channels = draw(shape.layers, shape.widths, given.channels, given.seed)
+    batches = batches_of(source, source.examples("dev", given.sentences))
+    model = source.model()
+    change = true_changes(model, batches, channels)
+    score = {reduction: scores(model, batches, channels, reduction) for reduction in REDUCTIONS}
+    distributed.first(lambda: report(given.run, channels, score, change))
+    distributed.stop()
 
 
 def report(run: str, channels: Sequence[Channel], score: dict[str, Tensor], change: Tensor) -> None:
@@ -210,7 +206,3 @@ def report(run: str, channels: Sequence[Channel], score: dict[str, Tensor], chan
     )
     tables.append(Table("channels", head, each, shown=False))
     write(run, "silence", "Scores and what silence costs", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

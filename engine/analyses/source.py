@@ -15,9 +15,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ..common import distributed
 from ..common.errors import UserError
 from ..data import corpus, prompts, records
 from ..data.batching import Example
@@ -25,9 +22,8 @@ from ..data.examples import examples
 from ..evaluation.results import dev_loss
 from ..methods.caneft.settings import Caneft
 from ..methods.landermt.settings import Landermt
-from ..models import load as models
-from ..models.shapes import ModelShape, from_config
-from ..run.config import RunConfig, read_config
+from ..run.config import RunConfig, read_run
+from ..run.job import Inputs
 
 
 def caneft_of(config: RunConfig) -> Caneft:
@@ -51,19 +47,12 @@ def loss_text(results: Mapping[str, Any]) -> str:
     return f"{loss:.4f}" if math.isfinite(loss) else ""
 
 
-class Source:
+class Source(Inputs):
     """A run's base model and sentences, as its own stages read them."""
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
-        self.run, self.config = Path(run), read_config(run)
-        self.directions = corpus.directions(self.config.data)
-        self.base = Path(distributed.first_rank_first(lambda: models.snapshot(self.config.model.path)))
-        self.tokenizer = models.load_tokenizer(str(self.base))
-        self.shape: ModelShape = from_config(models.read_config(self.base))
-
-    def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`, on this rank's device."""
-        return models.load_model(str(folder or self.base), self.config.model, distributed.device())
+        self.run = Path(run)
+        super().__init__(read_run(run))
 
     def pairs(self, split: str, limit: int) -> list[list[records.Pair]]:
         """Sentence pairs of each group of the statistics (domain, or direction), in the order of the run.
@@ -115,7 +104,7 @@ def without_domain(system: str) -> str:
 
 def landermt_of(run: str | Path) -> Landermt:
     """The run's settings of LANDeRMT. Raises UserError where it is another method's."""
-    method = read_config(run).method
+    method = read_run(run).method
     if not isinstance(method, Landermt):
         raise UserError(f"{run} is a run of {method.title}: name one of LANDeRMT")
     return method

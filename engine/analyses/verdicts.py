@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.settings import fingerprint
+from ..common.settings import fingerprint, of_stage
 from ..evaluation.report.answer import Table
 from ..methods.caneft.settings import Caneft
-from ..scoring.config import ScoreConfig, _scoring
+from ..scoring.config import ScoreConfig
 from ..slices.neurons import NeuronSet
 from .paired import Paired, holm, paired
 
@@ -114,4 +114,4 @@ class Reading:
 
     @property
     def folder(self) -> str:
-        return fingerprint([type(self.method).__name__, asdict(self.method), _scoring(self.score)])
+        return fingerprint([type(self.method).__name__, asdict(self.method), of_stage(self.score, "score")])

@@ -12,16 +12,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .errors import UserError
+from .files import sync
 from .shards import Entry, write_shard
 
 MANIFEST = "manifest.json"
+MASTER = "master/"
+"""What stands before a trained parameter's name where a file has its fp32 value."""
+
+
+def masters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fp32 values of a checkpoint's tensors, by the parameters' names."""
+    return {name.removeprefix(MASTER): value for name, value in tensors.items() if name.startswith(MASTER)}
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -48,12 +56,12 @@ def write(folder: Path, state: dict[str, Any], need: int, fill: Callable[[Path],
         _write(partial / "state.json", json.dumps(state, indent=1))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
         _write(partial / MANIFEST, json.dumps(files, indent=1))
-        _sync(partial)
+        sync(partial)
         if folder.exists():
             shutil.rmtree(stale, ignore_errors=True)
             folder.rename(stale)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(stale, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -155,12 +163,3 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to keep what was written (a folder's entries too) before the next step relies on it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

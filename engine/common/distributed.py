@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d as c10d
 
 from .errors import UserError
 
@@ -58,16 +57,6 @@ def start(timeout_minutes: float = 30.0) -> None:
             raise
         port = os.environ["MASTER_PORT"]
         raise UserError(f"MASTER_PORT {port}: the port is in use: name another, or torchrun --standalone") from None
-
-
-def same_timeout() -> None:
-    """Give every process group the default one's time-out. DeepSpeed makes groups of its own, with torch's default.
-
-    A rank that hangs would hold the others for that long: 10 minutes on NCCL, 30 on gloo, whatever `start` was told.
-    """
-    ours = dist.group.WORLD._get_backend(device()).options._timeout
-    for group in list(c10d._world.pg_map):
-        c10d._set_pg_timeout(ours, group)
 
 
 def _agents_store(timeout: timedelta) -> dist.Store:
@@ -146,6 +135,21 @@ def sums(*values: float) -> list[float]:
     tensor = torch.tensor(values, dtype=dtype, device=device())
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def add_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Sum each tensor over the ranks, in place (a collective); nothing where torch.distributed is not initialised.
+
+    NCCL takes tensors of the host by way of the GPU, one after the other.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    nccl = dist.get_backend() == "nccl"
+    for tensor in tensors:
+        part = tensor.to(torch.device("cuda", torch.cuda.current_device())) if nccl else tensor
+        dist.all_reduce(part)
+        if part is not tensor:
+            tensor.copy_(part)
 
 
 def collect(value: Any) -> list[Any]:

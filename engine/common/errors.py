@@ -42,9 +42,14 @@ LOST_PEER = (
     "ncclremote",
 )
 """What gloo and NCCL say when another rank has gone."""
-REPORT = "--debug shows where; report it with what `python -m slicetune.engine.doctor` prints"
+REPORT = "--debug shows where; report it with what `slicetune doctor` prints"
 
 
+ENGINE = ("transformers", "deepspeed", "peft", "datasets", "sacrebleu", "tyro", "tqdm")
+ENGINE += ("scipy", "numpy", "tensorboard", "sentencepiece", "google")
+"""Packages that the extra `engine` brings."""
+EXTRAS = dict.fromkeys(ENGINE, "engine") | {"flash_attn": "flash", "liger_kernel": "liger", "wandb": "wandb"}
+"""Package → the extra that brings it."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,6 +58,8 @@ def describe(error: BaseException) -> tuple[Exit, str]:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return Exit.WRONG, text
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) in EXTRAS:
+        return Exit.WRONG, f"{name} is not installed: pip install 'slicetune[{EXTRAS[name]}]'"
     if isinstance(error, Interrupted):
         return Exit.INTERRUPTED, text
     if isinstance(error, KeyboardInterrupt):

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,65 @@ def contents(files: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The whole file or the old one, whenever the process ends."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def sync(path: Path) -> None:
+    """Ask the disk to keep a file, or a folder's entries, before the next step relies on it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_file(path: Path, by: str = "") -> Iterator[Path]:
+    """A name beside `path` to write to: at the end of the block it takes the place of `path`, whole.
+
+    After an error, or a kill, the old file is still there. `by` tells several writers of one file apart.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}{by}.unfinished")
+    try:
+        yield unfinished
+        sync(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill: at the end of the block it takes the place of `path`, whole.
+
+    An older folder goes then, not before. A kill between the two renames leaves no folder `path`, and never half a one.
+    """
+    unfinished, old = path.with_name(f".{path.name}.unfinished"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for part in (*unfinished.rglob("*"), unfinished):
+            sync(part)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        unfinished.rename(path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(text.encode())
+
+
+def write_json(path: Path, value: Any, indent: int = 1) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,13 +103,13 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("it is larger than 100 MB")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({_first_line(error)}): download it again") from None
+        raise UserError(f"{path} is not JSON ({first_line(error)}): download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: download it again")
     return content
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:200]}" if lines else type(error).__name__
 
@@ -62,13 +118,7 @@ def write_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
     """Write a line-aligned file: complete or not at all."""
     path = Path(path)
     assert not any(LINE_BREAKS.search(line) for line in lines), "a line break within a line"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.unfinished")
-    with open(temp, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .files import whole_file
 from .shards import CODES
 
 UNKNOWN = "0" * 64
@@ -46,9 +46,7 @@ def write(
         header[name] = {"dtype": _CODES[on_disk[name]], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         digest = hashlib.sha256(head := len(text).to_bytes(8, "little") + text)
         file.write(head)
         for data in (_bytes(piece, on_disk[name]) for name in names for piece in pieces(tensors[name])):
@@ -56,9 +54,6 @@ def write(
             file.write(data)
         file.seek(head.index(UNKNOWN.encode()))
         file.write(digest.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def check(path: Path, kind: str, remedy: str) -> None:

@@ -27,6 +27,20 @@ def _with_kinds(config: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return ({"kind": kind} if kind else {}) | plain | nested
 
 
+def matters(stage: str, default: Any) -> Any:
+    """A field of settings that matters to one stage of a run alone, or, `stage` being "", to what no stage leaves.
+
+    A field without this mark matters to the stages that its room is about: `of_stage` says which.
+    """
+    return dataclasses.field(default=default, metadata={"stage": stage})
+
+
+def of_stage(config: Any, stage: str) -> dict[str, Any]:
+    """What of a dataclass of settings decides the result of `stage`: the fields that bear its name, or no mark."""
+    marks = {field.name: field.metadata.get("stage", stage) for field in dataclasses.fields(config)}
+    return {name: value for name, value in as_dict(config).items() if marks.get(name, stage) == stage}
+
+
 def tuples(values: dict[str, Any]) -> dict[str, Any]:
     """JSON's lists as the tuples that settings have."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -9,45 +9,47 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..common.errors import UserError
-from ..common.settings import check_bounds
+from ..common.settings import check_bounds, matters
 
 
 @dataclass
 class DataConfig:
     """Which sentences, and how they become prompts."""
 
-    dir: str = "tiny"
+    # Where files lie matters to no stage: what is in them does, and stages keep the corpus's fingerprint.
+
+    dir: str = matters("", "tiny")
     """A folder `<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, a hub id, or `tiny`."""
-    pair: str = "de-en"
+    pair: str = matters("score", "de-en")
     """Source-target. The folder may name the pair the other way round."""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = matters("score", ())
     """Several directions in one run, as in `de-en en-de`, in the place of `pair`: results and statistics are theirs."""
-    train_pairs: tuple[str, ...] = ()
+    train_pairs: tuple[str, ...] = matters("train", ())
     """Those of `pairs` that are trained, all being scored and decoded; empty is all."""
-    seen: tuple[str, ...] = ("it", "law", "medical", "subtitles")
+    seen: tuple[str, ...] = matters("score", ("it", "law", "medical", "subtitles"))
     """Domains that are scored and trained. Of several directions each takes those of them that the corpus has of it."""
-    unseen: tuple[str, ...] = ("koran",)
+    unseen: tuple[str, ...] = matters("decode", ("koran",))
     """Domains that are only evaluated."""
-    prompt: str = "released"
+    prompt: str = matters("score", "released")
     """System text: `released`, `paper`, `short`, or a text of your own with {src}, {tgt} and {domain}; `templates`: one
     of ten for each sentence, drawn with the seed, the same in scoring, training and decoding."""
-    score_sentences: int = 10_000
+    score_sentences: int = matters("score", 10_000)
     """Sentences a seen domain, and of each direction, that are scored (the paper: 10k)."""
-    train_sentences: int = 2_000
+    train_sentences: int = matters("train", 2_000)
     """Sentences a seen domain, and of each direction, that a method that chooses neurons trains on (the paper: 2k)."""
-    budget: Literal["paper", "equal"] = "paper"
+    budget: Literal["paper", "equal"] = matters("train", "paper")
     """`paper`: methods that choose no neurons train on all --data.score-sentences; `equal`: all on the same ones."""
-    dev_sentences: int = 200
+    dev_sentences: int = matters("train", 200)
     """Sentences a seen domain, and of each direction, for the dev loss."""
-    test_sentences: int = 0
+    test_sentences: int = matters("decode", 0)
     """Sentences a domain, and of each direction, that are decoded; 0 is all."""
-    test_split: Literal["test", "dev"] = "test"
+    test_split: Literal["test", "dev"] = matters("", "test")
     """Which split is decoded and measured; `dev` where a corpus has no test files."""
-    test_dir: str = ""
+    test_dir: str = matters("", "")
     """Where the test split lies if not in --data.dir: another corpus, of the same pair and domains."""
-    max_length: int = 512
+    max_length: int = matters("score", 512)
     """Tokens of prompt and target together; longer sentences are counted and dropped."""
-    max_dropped: float = 0.01
+    max_dropped: float = matters("", 0.01)
     """Share of broken records that is tolerated before a file is refused."""
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class DataConfig:
     def groups(self) -> tuple[str, ...]:
         """What statistics are split by: the directions where there are several, else the seen domains."""
         return self.pairs or self.seen
+
+    @property
+    def directions_of_groups(self) -> tuple[str, ...]:
+        """The direction of each of the `groups`: of one direction all seen domains have it."""
+        return self.pairs or (self.pair,) * len(self.seen)
 
     def name(self, domain: str) -> str:
         """How results, files and uids name a domain of `pair`: `<pair>/<domain>` where a run has several directions."""

@@ -27,8 +27,6 @@ def draw(count: int, *key: object) -> int:
 
 def order(count: int, *key: object) -> Iterator[int]:
     """The numbers below `count` in an order that depends on `key` alone (Fisher-Yates, as far as it is read)."""
-    pass
-
     moved: dict[int, int] = {}
     for i in range(count):
         j = i + draw(count - i, *key, i)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import prompts
 from .batching import Example
-
-if TYPE_CHECKING:
-    from .config import DataConfig
-    from .records import Pair
+from .config import DataConfig
+from .records import Pair
 
 
 def examples(

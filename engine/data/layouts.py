@@ -16,6 +16,7 @@ from ..common.errors import UserError
 from . import records
 from .config import DataConfig
 from .records import Faults, Record
+from .tiny import corpus_dir
 
 PUBLISHED = {
     "medical": "med",
@@ -61,8 +62,6 @@ def read(data: DataConfig, domain: str, split: str, faults: Faults) -> Iterator[
 def _root(data: DataConfig) -> Path | None:
     """The corpus folder; None if --data.dir is to be looked for on the hub."""
     if data.dir == "tiny":
-        from .tiny import corpus_dir
-
         return corpus_dir()
     root = Path(data.dir).expanduser()
     if root.is_dir():

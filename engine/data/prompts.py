@@ -9,17 +9,14 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.errors import UserError
 from . import tokens
+from .config import DataConfig
 from .draws import draw
 from .languages import DOMAINS, language
-
-if TYPE_CHECKING:
-    from .config import DataConfig
-    from .records import Pair
-
+from .records import Pair
 
 SYSTEMS = {
     "released": "You are a translation specialist who specializes in translating texts from {src} into {tgt} in "

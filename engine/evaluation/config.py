@@ -6,24 +6,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..common.settings import check_bounds
+from ..common.settings import check_bounds, matters
 
 
 @dataclass
 class EvaluateConfig:
     """Decoding and metrics."""
 
-    batch_size: int = 32
-    max_new_tokens: int = 256
-    base: bool = True
+    batch_size: int = matters("", 32)
+    max_new_tokens: int = matters("decode", 256)
+    base: bool = matters("", True)
     """Decode the untrained base model too, for comparison."""
-    smooth: Literal["exp", "none"] = "exp"
+    smooth: Literal["exp", "none"] = matters("measure", "exp")
     """sacreBLEU's smoothing of an n-gram order without a match; its signature names it. LANDeRMT prints `none`."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = matters("export", "auto")
     """Of the exported model; `auto` is the base checkpoint's own."""
-    comet: str = ""
+    comet: str = matters("measure", "")
     """COMET too: a model of the hub, or its folder; `default` is Unbabel/wmt22-cometkiwi-da (no references)."""
-    comet_python: str = ""
+    comet_python: str = matters("measure", "")
     """Python of COMET's environment (`make comet-env`); empty: $SLICETUNE_COMET_PYTHON, else .venv-comet's."""
 
     def __post_init__(self) -> None:

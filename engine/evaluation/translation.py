@@ -14,20 +14,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..common import distributed
-from ..common.files import LINE_BREAKS, write_atomically, write_lines
+from ..common.files import LINE_BREAKS, write_json, write_lines
 from ..data import languages, prompts
+from ..data.prompts import Prompt
+from ..data.records import Pair
 from ..methods.landermt.routing import router_of
-
-if TYPE_CHECKING:
-    from ..data.prompts import Prompt
-    from ..data.records import Pair
-
 
 DETOKENISE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 """Exactly what the model wrote: some tokenizers' configs would have ` .` turned into `.` and `do not` into `don't`."""
@@ -75,7 +72,7 @@ def translate(
                     router.set(["-".join(pairs[i].languages) for i in chosen])
                 for i, tokens in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad, stop), strict=True):
                     text = tokenizer.decode(_until(ends, tokens), **DETOKENISE)
-                    result[i] = one_line(text.partition("\n")[0] if stop else text, pairs[i].languages[1])
+                    result[i] = as_line(text.partition("\n")[0] if stop else text, pairs[i].languages[1])
             if after_batch is not None:
                 after_batch(number + 1, batches)
     return result
@@ -97,7 +94,7 @@ def _until(ends: list[int], tokens: list[int]) -> list[int]:
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def one_line(text: str, language: str) -> str:
+def as_line(text: str, language: str) -> str:
     """A model's answer as a line of the translations file: without the `English:` that it was asked to start with."""
     return LINE_BREAKS.sub(" ", languages.strip_prefix(text, language)).strip()
 
@@ -168,7 +165,7 @@ class Translated:
         kept = {other: digest for other, digest in self._finished().items() if (self.folder / other).is_file()}
         write_lines(self.folder / name, lines)
         content = {"identity": self.identity, "files": kept | {name: self._digest(name)}}
-        write_atomically(self.record, json.dumps(content, indent=1))
+        write_json(self.record, content)
 
     def _finished(self) -> dict[str, str]:
         try:

@@ -7,7 +7,6 @@ equals the exported model; where that was rounded, so is it (--evaluate.dtype fl
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.checkpoint import masters
 from ..common.errors import UserError
+from ..common.files import whole_folder
 from ..methods.lora import Lora
 from . import delta
 
@@ -50,10 +51,10 @@ def write(delta_dir: Path, base: str, out: Path, own_ranks: bool) -> None:
 
 def write_lora(method: Lora, tensors: dict[str, Tensor], base: str, out: Path) -> None:
     """The adapter of a LoRA run: the fp32 masters of a checkpoint, under PEFT's names."""
-    masters = {n.removeprefix("master/"): t for n, t in tensors.items() if n.startswith("master/")}
-    named = {PREFIX + name.replace(".default", ""): value for name, value in masters.items()}
+    trained = masters(tensors)
+    named = {PREFIX + name.replace(".default", ""): value for name, value in trained.items()}
     named = {name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): v for name, v in named.items()}
-    modules = [name.removesuffix(".lora_A.default.weight") for name in masters if ".lora_A." in name]
+    modules = [name.removesuffix(".lora_A.default.weight") for name in trained if ".lora_A." in name]
     settings = {"r": method.rank, "lora_alpha": method.alpha, "use_dora": method.magnitude}
     _save(named, out, base, settings | {"target_modules": modules})
 
@@ -83,11 +84,8 @@ def size_line(layers: dict[str, tuple[int, list[int]]]) -> str:
 def _save(tensors: dict[str, Tensor], out: Path, base: str, settings: dict[str, Any]) -> None:
     from peft import LoraConfig
 
-    partial = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "adapter_model.safetensors")
     config = LoraConfig(base_model_name_or_path=base, task_type="CAUSAL_LM", inference_mode=True, **settings)
-    config.save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with whole_folder(out) as unfinished:
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(whole, unfinished / "adapter_model.safetensors")
+        config.save_pretrained(unfinished)

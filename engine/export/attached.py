@@ -13,21 +13,23 @@ into the base's weights, so a run saves what it trained beside the base:
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..common.checkpoint import MASTER, masters
 from ..common.errors import UserError
-
-if TYPE_CHECKING:
-    from ..methods.method import Method
-    from ..models.config import ModelConfig
-
+from ..common.files import whole_folder
+from ..common.settings import as_dict
+from ..methods.kinds import method_from
+from ..methods.method import Method
+from ..models import load as models
+from ..models.config import ModelConfig
+from ..slices.patches import load_masters
 
 FILE, ABOUT = "attached.safetensors", "attached.json"
 
@@ -37,18 +39,12 @@ def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dic
 
     `base` is what --model.path was, `fingerprint` its `models.fingerprint`. The folder appears whole or not at all.
     """
-    from ..common.settings import as_dict
-
-    partial = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    masters = {n.removeprefix("master/"): t.contiguous() for n, t in tensors.items() if n.startswith("master/")}
-    save_file(masters, partial / FILE)
+    trained = {name: value.contiguous() for name, value in masters(tensors).items()}
     about = {"format": 1, "base": base, "fingerprint": fingerprint, "method": as_dict(method)}
-    (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    size = sum(t.numel() for t in masters.values())
+    with whole_folder(folder) as unfinished:
+        save_file(trained, unfinished / FILE)
+        (unfinished / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    size = sum(t.numel() for t in trained.values())
     return f"{size:,} trained parameters beside the base ({4 * size / 1e6:.1f} MB): no weight of the base changed"
 
 
@@ -60,27 +56,20 @@ def load(
     `base` is where the base model lies now, where that is not where it lay in training. Raises UserError for a folder
     that `save` did not write and for another base.
     """
-    from ..methods.adapter import Adapter
-    from ..methods.kinds import method_from
-    from ..models import load as models
-    from ..models.config import ModelConfig
-    from ..run.config import RunConfig
-    from ..slices.patches import load_masters
-
     about, tensors = _read(folder)
     method = method_from(about["method"])
-    if not isinstance(method, Adapter):
+    if method.merges or not method.trains:
         raise UserError(f"{folder / ABOUT}: {method.title} attaches no adapters: take the folder as the run wrote it")
     base = base or about["base"]
     if models.fingerprint(models.snapshot(base)) != about["fingerprint"]:
         raise UserError(f"{folder}: was not trained on {base}: name the base model that it was trained on")
     config = config or ModelConfig()
     model = models.load_model(base, config, device or torch.device("cpu"))
-    method.prepare(model, None, RunConfig(model=config))
+    method.prepare(model, None)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if trained != tensors.keys():
         raise UserError(f"{folder / FILE}: does not hold what {ABOUT} says: take the folder as the run wrote it")
-    load_masters(model, {f"master/{name}": value for name, value in tensors.items()})
+    load_masters(model, {MASTER + name: value for name, value in tensors.items()})
     return model.requires_grad_(False).eval()
 
 

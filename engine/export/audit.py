@@ -1,7 +1,7 @@
 """Prove that only what a method may change did change: every tensor of the base against the export, bit for bit.
 
-    python -m slicetune.engine.audit runs/caneft                   # exit code 0: nothing else changed; 1: it did
-    python -m slicetune.engine.audit models/llama runs/caneft      # with a base of one's own choice
+    slicetune audit runs/caneft                   # exit code 0: nothing else changed; 1: it did
+    slicetune audit models/llama runs/caneft      # with a base of one's own choice
 
 What a method may change is in scope.py. An audit reads the two folders, the neuron set and which method it was; no live
 model and nothing of what training says it did.
@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.shards import open_shard, tensor_files
+from ..slices.neurons import NeuronSet
 from .scope import Chosen, scope_of
-
-if TYPE_CHECKING:
-    from ..slices.neurons import NeuronSet
-
 
 NAMED = 5
 """Tensors that are named when something outside the neuron set differs, and positions in each."""
@@ -177,29 +172,9 @@ def _comparison(old: str, new: str) -> str:
     return "compared after exact upcast" if _name(wide) == new else f"compared after rounding the base to {new}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """`[BASE] RUN` → 0 if nothing else changed, 1 if something did, 2 if that cannot be told."""
-    from ..common.command import one_line
-    from ..models.load import snapshot
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) not in (1, 2):
-        print("usage: python -m slicetune.engine.audit [BASE] RUN", file=sys.stderr)
-        return 2
-    with one_line():
-        base = arguments[0] if len(arguments) == 2 else _base_of(Path(arguments[0]))
-        report = audit(snapshot(base), arguments[-1])
-    print(report)
-    return 0 if report.ok else 1
-
-
-def _base_of(run: Path) -> str:
+def base_of(run: Path) -> str:
     """The --model.path of a run."""
     try:
         return json.loads((run / "config.json").read_text(encoding="utf-8"))["model"]["path"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{run}: no run's folder, so its base is not known: give BASE RUN") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

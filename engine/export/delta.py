@@ -1,7 +1,7 @@
 """A slice delta: the trained rows and columns with the old ones beside them, to put into the base and take out again.
 
-    python -m slicetune.engine.delta apply BASE runs/caneft/delta MODEL
-    python -m slicetune.engine.delta subtract MODEL runs/caneft/delta BASE      # the base, bit for bit
+    slicetune delta apply BASE runs/caneft/delta MODEL
+    slicetune delta subtract MODEL runs/caneft/delta BASE      # the base, bit for bit
 
 `delta.safetensors` holds `<tensor>/<axis>/index|old|new`: indices int64 [k]; rows [k, in] or columns [k, out], the old
 in the base's dtype and the new in the export's; `delta.json` says of which model and how large.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ..common import sealed
 from ..common.errors import UserError
+from ..common.files import whole_folder
 from ..common.shards import match_names, open_shard, tensor_files
 from ..methods.landermt.routes import ROUTES
 from ..slices.patches import Patch
@@ -47,14 +47,10 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
             about[f"{kind}_dtype"] = str(tensor.dtype).removeprefix("torch.")
     about["weights"] = sum(value.numel() for name, value in tensors.items() if name.endswith("/new"))
     about["bytes"] = sum(value.numel() * value.element_size() for value in tensors.values())
-    partial = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    sealed.write(partial / FILE, tensors, {"format": FORMAT, "about": json.dumps(about)})
-    _copy_routes(model, partial)
-    (partial / "delta.json").write_text(json.dumps(about, indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with whole_folder(out) as unfinished:
+        sealed.write(unfinished / FILE, tensors, {"format": FORMAT, "about": json.dumps(about)})
+        _copy_routes(model, unfinished)
+        (unfinished / "delta.json").write_text(json.dumps(about, indent=1) + "\n")
     return f"delta: {about['weights']:,} weights in {len(live)} tensors, old and new, {about['bytes'] / 1e6:.1f} MB"
 
 
@@ -142,25 +138,3 @@ def _read(folder: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         with open_shard(folder / shard) as opened:
             for name in (n for n in names if files[n] == shard):
                 yield name, opened.read(name)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`apply|subtract MODEL DELTA OUT` → 0, or 2 and one line where that cannot be done."""
-    from ..models.load import snapshot
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 4 or arguments[0] not in ("apply", "subtract"):
-        print("usage: python -m slicetune.engine.delta apply|subtract MODEL DELTA OUT", file=sys.stderr)
-        return 2
-    what, model, delta, out = arguments
-    try:
-        (apply if what == "apply" else subtract)(snapshot(model), delta, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"→ {out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

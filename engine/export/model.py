@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.files import whole_folder
 from ..common.shards import INDEX, SINGLE, Entry, match_names, open_shard, tensor_files, write_shard
 from ..methods.expansion import Expansion
 from ..slices.patches import Patch
@@ -68,20 +69,13 @@ def export_model(
     plan = {shard: _plan(base / shard, wanted, names) for shard in dict.fromkeys(files.values())}
     size = sum(entry.bytes for entries in plan.values() for entry in entries)
     _check_target(base, out, size)
-    temp = out.parent / f".{out.name}.unfinished"
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir(parents=True)
-    try:
-        tally: Counter[str] = Counter()
+    tally: Counter[str] = Counter()
+    with whole_folder(out) as temp:
         for shard, entries in plan.items():
             tally += _export_shard(base / shard, temp / shard, entries, by_key)
         if SINGLE not in plan:
             _write_json(temp / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
         _copy_files(base, temp, dtype, expansion)
-        _put_in_place(temp, out)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
     stored = _main_dtype(plan)
     lost = 1 - tally["changed"] / tally["updated"] if tally["updated"] else 0.0
     counts = {name: tally[name] for name in ("patched", "updated", "changed")}
@@ -192,7 +186,6 @@ def _copy_files(base: Path, temp: Path, dtype: str, expansion: Expansion | None)
         for path in sorted(base.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, temp / path.name)  # through a hub cache's links, without their permissions
-                _flush(temp / path.name)
     if (base / "additional_chat_templates").is_dir():
         shutil.copytree(base / "additional_chat_templates", temp / "additional_chat_templates")
     if (dtype != "auto" or expansion) and (temp / "config.json").is_file():
@@ -213,24 +206,3 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _put_in_place(temp: Path, out: Path) -> None:
-    """Rename, the previous export first; a kill in between leaves no `out`, so the stage runs again."""
-    _flush(temp)
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    temp.rename(out)
-    _flush(out.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,6 @@
 """One language pair of a routed model as an ordinary Hugging Face model: its gains become part of the weights.
 
-    python -m slicetune.engine.landermt.fold runs/landermt/model --pair de-en de-en-model
+    slicetune fold runs/landermt/model --pair de-en de-en-model
 
 A unit's gain c multiplies its gate and up rows (of BLOOM the weight's row, not the bias), or its down column where the
 routes are at the output; a unit that takes no part gets a down column of zeros. The logits are the routed model's, but
@@ -9,8 +9,6 @@ for the rounding of the folded weights to their dtype (--dtype float32 keeps tha
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ..common.errors import UserError
 from ..methods.landermt.routes import ROUTES, Routes
 from ..methods.landermt.routing import route
 from ..models.config import ModelConfig
+from ..models.load import load_model
 from ..models.sites import checkpoint_sites
 from ..slices.patches import Patch
 from .model import export_model
@@ -59,34 +58,11 @@ def _scaled(gain: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda weight: weight * gain  # in float32 at least
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """`MODEL --pair PAIR OUT` → 0, or 2 and one line where that cannot be done."""
-    parser = argparse.ArgumentParser("python -m slicetune.engine.landermt.fold", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="the model/ folder of a LANDeRMT run")
-    parser.add_argument("out", help="the folder that is written")
-    parser.add_argument("--pair", required=True, help="source-target, as in de-en")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: the model's")
-    asked = parser.parse_args(arguments)
-    try:
-        made = fold(asked.model, asked.pair, asked.out, asked.dtype)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"→ {asked.out}: the model for {asked.pair}, {made['changed']:,} weights folded, {made['dtype']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def load_routed(folder: str | Path, config: ModelConfig | None = None, device: torch.device | None = None) -> nn.Module:
     """The model of a run's `model/` folder, routed: tell `router_of(model)` the pairs of a batch, then call it.
 
     Raises UserError for a folder without routes, or with those of another model.
     """
-    from ..models.load import load_model
-
     if not (Path(folder) / ROUTES).is_file():
         raise UserError(f"{folder}: no {ROUTES} in it: name the model/ folder of a LANDeRMT run")
     routes = Routes.load(Path(folder) / ROUTES)

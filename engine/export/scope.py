@@ -11,24 +11,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.shards import match_names
+from ..methods.expansion import Expansion
 from ..methods.kinds import method_from
 from ..methods.landermt.routes import ROUTES, Routes
-from ..models.load import read_config
+from ..methods.landermt.settings import Landermt
+from ..methods.method import Method
+from ..models.load import config_json
 from ..models.shapes import from_config
-from ..models.sites import empty_model
-
-if TYPE_CHECKING:
-    from ..methods.expansion import Expansion
-    from ..methods.landermt.settings import Landermt
-    from ..methods.method import Method
-    from ..slices.neurons import NeuronSet
+from ..models.sites import empty_model, find_ffns
+from ..slices.neurons import NeuronSet
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,6 @@ def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str
     if method is not None:
         _check_exports(run, method)
     if neurons is None and (method is None or method.selects) and (run / "neurons.safetensors").is_file():
-        from ..slices.neurons import NeuronSet
-
         neurons = NeuronSet.load(run / "neurons.safetensors")
     name = f"{method.title}: " if method else ""
     if neurons is not None:
@@ -103,7 +98,7 @@ def _whole_scope(base: Path, method: Method, keys: Mapping[str, str]) -> Scope:
         return Scope(f"{method.title}: everything may change, so there is nothing to prove", whole, ("all",))
     chosen = {key: Chosen(live.split(".")[-2], None) for live, key in match_names(allowed, keys).items()}
     parts = tuple(sorted({each.part for each in chosen.values()}))
-    expansion = method.expansion(from_config(read_config(base)).layers)
+    expansion = method.expansion(from_config(config_json(base)).layers)
     if expansion:
         title = f"{method.title}: {len(expansion.after)} new blocks, nothing of the base may change"
         return Scope(title, chosen, parts, expansion)
@@ -112,7 +107,7 @@ def _whole_scope(base: Path, method: Method, keys: Mapping[str, str]) -> Scope:
 
 def _routed_scope(base: Path, method: Landermt, routes: Routes, keys: Mapping[str, str]) -> Scope:
     """What LANDeRMT and its ablations train: units of the routed layers, and what of their blocks is trained whole."""
-    units = method.trained_units(routes, from_config(read_config(base)))
+    units = method.trained_units(routes, from_config(config_json(base)))
     whole = match_names(method.trained_whole(routes, empty_model(base)), keys)
     chosen = chosen_weights(base, units, keys)
     chosen |= {key: Chosen(live.split(".")[-2], None) for live, key in whole.items()}
@@ -123,8 +118,6 @@ def _routed_scope(base: Path, method: Landermt, routes: Routes, keys: Mapping[st
 
 def chosen_weights(base: Path, neurons: NeuronSet, keys: Mapping[str, str]) -> dict[str, Chosen]:
     """Which part of which tensor of the base belongs to the neuron set; FFNs are found in an empty copy of it."""
-    from ..models.sites import find_ffns
-
     empty = empty_model(base)
     sites = {site.layer: site for site in find_ffns(empty)}
     live: dict[str, Chosen] = {}

@@ -7,26 +7,22 @@ BLOOM-7b1, which is a width of 1640. What it is and how it is saved: bottleneck.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.errors import UserError
-from ..models.sites import ATTENTION_OUTPUTS
+from ..models.shapes import ModelShape
+from ..models.sites import ATTENTION_OUTPUTS, find_ffns
+from ..slices.linear import set_submodule
+from .counts import ATTENTION_INPUTS, Trainable, bottlenecks, frozen_values
 from .lora import Lora
 from .method import Method
 
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..run.config import RunConfig
-    from .counts import Trainable
-
-
 DEVIATION = 1e-3
 """Of both weights at the start."""
-ATTENTION_INPUTS = ("query_key_value", "q_proj", "k_proj", "v_proj")
 
 
 @dataclass
@@ -46,64 +42,18 @@ class Adapter(Method):
             raise UserError(f"--method.width {self.width}: must be at least 1")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable, bottlenecks
-
         parameters = bottlenecks(shape, self.width)
         return Trainable.known(parameters, added=parameters)
 
-    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+    def prepare(self, model: nn.Module, chosen: None = None, *, seed: int = 0, **_: Any) -> None:
         """The adapters are drawn from the run's seed on every rank."""
-        pass
-
         model.requires_grad_(False)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         insert(model, self.width)
 
-
-class Bottleneck(nn.Module):
-    """A frozen linear layer and the adapter behind it; takes the layer's place."""
-
-    def __init__(self, linear: nn.Linear, width: int) -> None:
-        super().__init__()
-        where = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.linear = linear
-        self.down = nn.Linear(linear.out_features, width, **where)
-        self.up = nn.Linear(width, linear.out_features, **where)
-        for part in (self.down, self.up):
-            nn.init.trunc_normal_(part.weight, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
-            nn.init.zeros_(part.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        return y + self.up(F.gelu(self.down(y)))
-
-
-def insert(model: nn.Module, width: int) -> list[Bottleneck]:
-    """Put an adapter behind the output projection of every attention and FFN, in place; they alone are made trainable.
-
-    What else requires a gradient is left as it is. Drawn from torch's generator, in the model's order.
-    """
-    from ..models.sites import find_ffns
-    from ..slices.linear import set_submodule
-
-    added = []
-    for name in _outputs(model, find_ffns(model)):
-        adapter = Bottleneck(model.get_submodule(name), width)
-        adapter.linear.requires_grad_(False)
-        set_submodule(model, name, adapter)
-        added.append(adapter)
-    return added
-
-
-def _outputs(model: nn.Module, sites: list[Any]) -> list[str]:
-    """Names of each block's two output projections, the attention's first."""
-    names = []
-    for site in sites:
-        block = site.name.rpartition(".")[0]
-        inside = model.get_submodule(block).named_modules()
-        (attention,) = [n for n, m in inside if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ATTENTION_OUTPUTS]
-        names += [f"{block}.{attention}", f"{site.name}.{list(site.projections.values())[-1]}"]
-    return names
+    def saved_values(self, shape: ModelShape) -> int:
+        """Each of two adapters saves its input, and its units before and after the GELU."""
+        return frozen_values(shape) + 2 * (shape.hidden + 2 * self.width)
 
 
 @dataclass
@@ -131,14 +81,56 @@ class AdapterLora(Adapter):
         return Lora(self.rank, self.alpha, self.target_modules)
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         parameters = super().bounds(shape).minimum + self._lora().bounds(shape).minimum
         return Trainable.known(parameters, added=parameters)
 
-    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+    def prepare(self, model: nn.Module, chosen: None = None, *, seed: int = 0, **_: Any) -> None:
         """LoRA first: it freezes all that is not its own."""
-        pass
-
-        self._lora().prepare(model, None, config)
+        self._lora().prepare(model, seed=seed)
         insert(model, self.width)
+
+    def saved_values(self, shape: ModelShape) -> int:
+        return super().saved_values(shape) + shape.hidden
+
+
+class Bottleneck(nn.Module):
+    """A frozen linear layer and the adapter behind it; takes the layer's place."""
+
+    def __init__(self, linear: nn.Linear, width: int) -> None:
+        super().__init__()
+        where = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.linear = linear
+        self.down = nn.Linear(linear.out_features, width, **where)
+        self.up = nn.Linear(width, linear.out_features, **where)
+        for part in (self.down, self.up):
+            nn.init.trunc_normal_(part.weight, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y + self.up(F.gelu(self.down(y)))
+
+
+def insert(model: nn.Module, width: int) -> list[Bottleneck]:
+    """Put an adapter behind the output projection of every attention and FFN, in place; they alone are made trainable.
+
+    What else requires a gradient is left as it is. Drawn from torch's generator, in the model's order.
+    """
+    added = []
+    for name in _outputs(model, find_ffns(model)):
+        adapter = Bottleneck(model.get_submodule(name), width)
+        adapter.linear.requires_grad_(False)
+        set_submodule(model, name, adapter)
+        added.append(adapter)
+    return added
+
+
+def _outputs(model: nn.Module, sites: list[Any]) -> list[str]:
+    """Names of each block's two output projections, the attention's first."""
+    names = []
+    for site in sites:
+        block = site.name.rpartition(".")[0]
+        inside = model.get_submodule(block).named_modules()
+        (attention,) = [n for n, m in inside if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ATTENTION_OUTPUTS]
+        names += [f"{block}.{attention}", f"{site.name}.{list(site.projections.values())[-1]}"]
+    return names

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..slices.patches import whole_patches
+from ..models.shapes import ModelShape
+from ..slices.patches import Patch, whole_patches
+from .counts import Trainable, block_values, frozen_values
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..run.config import RunConfig
-    from ..slices.patches import Patch
-    from .counts import Trainable
 
 
 @dataclass
@@ -28,9 +24,11 @@ class Base(Method):
     trains: ClassVar[bool] = False
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         return Trainable.known(0)
+
+    @property
+    def is_base(self) -> bool:
+        return True
 
 
 @dataclass
@@ -39,14 +37,13 @@ class Full(Method):
 
     kind: ClassVar[str] = "full"
     title: ClassVar[str] = "Full"
+    sums_head: ClassVar[bool] = True
     selects: ClassVar[bool] = False
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         return Trainable.known(shape.parameters)
 
-    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+    def prepare(self, model: nn.Module, chosen: None = None, **_: Any) -> None:
         model.requires_grad_(True)
 
     def may_change(self, model: nn.Module) -> None:
@@ -54,3 +51,6 @@ class Full(Method):
 
     def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         return whole_patches(tensors)
+
+    def saved_values(self, shape: ModelShape) -> int:
+        return frozen_values(shape) + block_values(shape)

@@ -79,6 +79,28 @@ def linears(shape: ModelShape, attention: bool = True) -> dict[str, tuple[int, i
     return inward | {"o_proj": (queries, hidden)} | ffn
 
 
+ATTENTION_INPUTS = ("query_key_value", "q_proj", "k_proj", "v_proj")
+FFN_INPUTS = ("gate_proj", "up_proj", "dense_h_to_4h")
+FFN_OUTPUTS = ("down_proj", "dense_4h_to_h")
+"""Linear layers by what they read: the normed residual stream of the attention, that of the FFN, or h."""
+
+
+def frozen_values(shape: ModelShape) -> int:
+    """Values a token that a frozen FFN saves: gate, act(gate) and up; BLOOM's GELU saves its input alone."""
+    return (3 if shape.gated else 1) * shape.intermediate
+
+
+def input_values(shape: ModelShape, trained: Iterable[str]) -> int:
+    """Values a token that a block saves so that these linear layers get a gradient: what they read."""
+    reads = {ATTENTION_INPUTS: shape.hidden, FFN_INPUTS: shape.hidden, FFN_OUTPUTS: shape.intermediate}
+    return sum(width for names, width in reads.items() if not set(names).isdisjoint(trained))
+
+
+def block_values(shape: ModelShape) -> int:
+    """Values a token that a block saves whose weights are all trained, norms with their normalised input."""
+    return input_values(shape, linears(shape)) + shape.gated * shape.norms * shape.hidden
+
+
 def low_rank(shape: ModelShape, rank: int, names: Iterable[str], magnitude: bool = False) -> int:
     """LoRA's A [rank, inputs] and B [outputs, rank] on every such layer; DoRA's magnitude [outputs] besides."""
     layers = linears(shape)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.sites import ATTENTION_OUTPUTS, BLOCK
+from ..models.sites import ATTENTION_OUTPUTS, BLOCK, find_ffns
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class Expansion:
     @torch.no_grad()
     def apply(self, model: nn.Module) -> list[nn.Module]:
         """Insert the copies; returns them. Block numbers that modules know and the config's lists follow."""
-        from ..models.sites import find_ffns
-
         sites = find_ffns(model)
         path = sites[0].name.rpartition(".")[0].rpartition(".")[0]
         old, blocks, new = model.get_submodule(path), [], []

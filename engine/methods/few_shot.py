@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..common.errors import UserError
+from ..data.config import DataConfig
+from ..data.corpus import load_domain
 from ..data.draws import order
+from ..data.prompts import Prompt, encode
+from ..data.records import Pair
+from ..models.shapes import ModelShape
+from .counts import Trainable
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..data.config import DataConfig
-    from ..data.prompts import Prompt
-    from ..data.records import Pair
-    from ..models.shapes import ModelShape
-    from .counts import Trainable
 
 
 @dataclass
@@ -35,8 +34,6 @@ class FewShot(Method):
             raise UserError(f"--method.shots {self.shots}: must be at least 1; without examples it is recipes/base_*")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         return Trainable.known(0)
 
     def examples(self, data: DataConfig, domain: str, tests: Sequence[Pair], seed: int) -> list[list[Pair]]:
@@ -45,8 +42,6 @@ class FewShot(Method):
         `data` is one direction's. No example has the sentence's source or its reference. Raises UserError where there
         are too few.
         """
-        from ..data.corpus import load_domain
-
         pool = [p for d in ([domain] if domain in data.seen else data.seen) for p in load_domain(data, d, "train")]
         chosen = [self._draw(pool, test, seed) for test in tests]
         if any(len(few) < self.shots for few in chosen):
@@ -69,8 +64,6 @@ def fit(
     tokenizer: Any, prompt: Prompt, tests: Sequence[Pair], examples: Sequence[list[Pair]], max_length: int
 ) -> tuple[list[list[Pair]], int]:
     """Examples that leave each prompt within `max_length` tokens, the last ones left out; and how many lost any."""
-    from ..data.prompts import encode
-
     kept = []
     for test, few in zip(tests, examples, strict=True):
         few = list(few)

@@ -9,16 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..common.errors import UserError
+from ..models.shapes import ModelShape
+from ..scoring.statistics import Statistics
+from ..slices.neurons import NeuronSet
+from .counts import Trainable
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..scoring.statistics import Statistics
-    from ..slices.neurons import NeuronSet
-    from .counts import Trainable
 
 
 @dataclass
@@ -36,15 +34,11 @@ class Given(Method):
         return self.files
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         neurons, _ = self.select(None, shape, 0)
         return Trainable.known(neurons.parameters(shape.mlp_bias), neurons=neurons.count)
 
     def select(self, stats: Statistics | None, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         """Raises UserError for no file, one that is not readable, and one of another model."""
-        from ..slices.neurons import NeuronSet
-
         if not self.files:
             raise UserError("--method.files is empty: name a neurons.safetensors or a JSON list")
         sets = [self._read(file, shape) for file in self.files]
@@ -52,11 +46,12 @@ class Given(Method):
 
     @staticmethod
     def _read(file: str, shape: ModelShape) -> NeuronSet:
-        from ..slices.neurons import NeuronSet
-
         if Path(file).suffix == ".json":
             return NeuronSet.from_json(file, shape)
         neurons = NeuronSet.load(file)
         if (neurons.layers, neurons.widths, neurons.fan_in) != (shape.layers, shape.widths, shape.fan_in):
             raise UserError(f"{file}: chosen for a model of another shape than {shape.name}: name another file")
         return neurons
+
+    def how_many(self) -> str:
+        return f"slices in {' '.join(self.files)}"

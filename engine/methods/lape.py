@@ -6,20 +6,18 @@ domains for languages, as CANEFT's Table 1 uses it. A unit is trained with its g
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..models.shapes import ModelShape
+from ..scoring.statistics import Statistics
+from ..slices.neurons import NeuronSet
+from .counts import Trainable, share_of, unit_weights
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..scoring.statistics import Statistics
-    from ..slices.neurons import NeuronSet
-    from .counts import Trainable
 
 
 @dataclass
@@ -35,6 +33,7 @@ class Lape(Method):
 
     kind: ClassVar[str] = "lape"
     title: ClassVar[str] = "LAPE"
+    follows: ClassVar[bool] = True
     scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,16 +47,11 @@ class Lape(Method):
         return (self.match,) if self.match else ()
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable, unit_weights
-
         units = self.units(shape)
         return Trainable.known(units * unit_weights(shape), neurons=units)
 
     def units(self, shape: ModelShape) -> int:
         """How many are chosen."""
-        from ..slices.neurons import NeuronSet
-        from .counts import share_of, unit_weights
-
         if not self.match:
             return share_of(self.neuron_ratio, shape.layers * shape.intermediate)
         wanted = NeuronSet.load(self.match).parameters(shape.mlp_bias)
@@ -81,6 +75,14 @@ class Lape(Method):
         about |= {"highest_entropy": float(value[units[-1]]), "units_by_domain": owners}
         return units_of(units, shape, about), []
 
+    def how_many(self) -> str:
+        if self.match:
+            return f"= as many as match {self.match}"
+        return f"= {100 * self.neuron_ratio:g} % of FFN units, gate and up row and down column each"
+
+    def with_as_many(self, neurons: str) -> Lape:
+        return self if self.match else replace(self, match=neurons)
+
 
 def threshold(p: Tensor, percentile: float) -> float:
     """The probability at that share of all, p float64 [groups, units]; the k-th smallest, as its authors take it."""
@@ -95,8 +97,6 @@ def entropy(p: Tensor) -> Tensor:
 
 def units_of(units: Tensor, shape: ModelShape, provenance: dict) -> NeuronSet:
     """Slices of FFN units, numbered layer by layer: rows of what feeds them, the column of `down` that they feed."""
-    from ..slices.neurons import NeuronSet
-
     *inward, outward = shape.widths
     slices = {}
     for layer in range(shape.layers):

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..slices.patches import whole_patches
+from ..models.shapes import ModelShape
+from ..slices.patches import Patch, whole_patches
+from .counts import Trainable, frozen_values
+from .expansion import Expansion
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..run.config import RunConfig
-    from ..slices.patches import Patch
-    from .counts import Trainable
-    from .expansion import Expansion
 
 
 @dataclass
@@ -36,22 +32,21 @@ class LlamaPro(Method):
     selects: ClassVar[bool] = False
 
     def expansion(self, layers: int) -> Expansion:
-        from .expansion import Expansion
-
         if not 1 <= self.blocks <= layers:
             raise UserError(f"--method.blocks {self.blocks}: must be between 1 and the model's {layers} layers")
         return Expansion(tuple(layers * (i + 1) // self.blocks - 1 for i in range(self.blocks)))
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable
-
         parameters = len(self.expansion(shape.layers).after) * shape.block_parameters
         return Trainable.known(parameters, added=parameters)
 
-    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+    def prepare(self, model: nn.Module, chosen: None = None, **_: Any) -> None:
         model.requires_grad_(False)
         for block in self.expansion(model.config.num_hidden_layers).apply(model):
             block.requires_grad_(True)
 
     def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         return whole_patches(tensors)
+
+    def saved_values(self, shape: ModelShape) -> int:
+        return frozen_values(shape)

@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..common.checkpoint import masters
 from ..common.errors import UserError
+from ..models.shapes import ModelShape, from_config
+from ..models.sites import find_ffns
+from ..slices.patches import Patch
+from .counts import Trainable, frozen_values, input_values, linears, low_rank
 from .method import Method
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..run.config import RunConfig
-    from ..slices.patches import Patch
-    from .counts import Trainable
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Lora(Method):
 
     kind: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
+    low_rank: ClassVar[bool] = True
     selects: ClassVar[bool] = False
     attention: ClassVar[bool] = True
     """Adapters beside the attention's layers too."""
@@ -49,33 +49,33 @@ class Lora(Method):
             raise UserError(f"--method.rank {self.rank}: must be at least 1")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from .counts import Trainable, low_rank
-
         parameters = low_rank(shape, self.rank, self.layers(shape), self.magnitude)
         return Trainable.known(parameters, added=parameters)
 
+    def saved_values(self, shape: ModelShape) -> int:
+        """What the adapted layers read too; DoRA's twice what they give."""
+        outputs = {name: width for name, (_, width) in linears(shape).items()}
+        trained = self.layers(shape)
+        values = frozen_values(shape) + input_values(shape, trained)
+        return values + self.magnitude * 2 * sum(outputs[name] for name in trained)
+
     def layers(self, shape: ModelShape) -> list[str]:
         """Names of the layers of a block that get an adapter. Raises UserError for one that the model has not."""
-        from .counts import linears
-
         known = linears(shape, self.attention)
         if unknown := [name for name in self.target_modules if name not in known]:
             raise UserError(f"--method.target-modules {unknown[0]}: {shape.name} has {', '.join(known)}")
         return [name for name in known if name in (self.target_modules or known)]
 
-    def prepare(self, model: nn.Module, neurons: None, config: RunConfig) -> None:
+    def prepare(self, model: nn.Module, chosen: None = None, *, seed: int = 0, **_: Any) -> None:
         """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
         from peft import inject_adapter_in_model
 
         model.requires_grad_(False)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         inject_adapter_in_model(self.peft_config(self.targets(model)), model)
 
     def targets(self, model: nn.Module) -> list[str]:
         """Full names of the layers that get an adapter, in the model's order."""
-        from ..models.shapes import from_config
-        from ..models.sites import find_ffns
-
         wanted = set(self.layers(from_config(model.config)))
         blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in find_ffns(model))
         linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks))
@@ -91,15 +91,13 @@ class Lora(Method):
 
     def patches(self, base: Path, neurons: None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         """W + s·B·A in fp32 of every layer, DoRA's rescaled to the trained magnitude; a layer at a time, on export."""
-        from ..slices.patches import Patch
+        mark, trained = ".lora_A.default.weight", masters(tensors)
+        names = [name.removesuffix(mark) for name in trained if name.endswith(mark)]
+        return {f"{name}.weight": Patch(None, None, self._merge(name, trained)) for name in names}
 
-        mark = ".lora_A.default.weight"
-        names = [n.removeprefix("master/").removesuffix(mark) for n in tensors if n.endswith(mark) and "master/" in n]
-        return {f"{name}.weight": Patch(None, None, self._merge(name, tensors)) for name in names}
-
-    def _merge(self, name: str, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        a, b = (tensors[f"master/{name}.lora_{part}.default.weight"] for part in "AB")
-        magnitude = tensors.get(f"master/{name}.lora_magnitude_vector.default.weight")
+    def _merge(self, name: str, trained: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        a, b = (trained[f"{name}.lora_{part}.default.weight"] for part in "AB")
+        magnitude = trained.get(f"{name}.lora_magnitude_vector.default.weight")
 
         def merged(weight: Tensor) -> Tensor:
             total = weight.float() + (b @ a) * (self.alpha / self.rank)
@@ -114,6 +112,7 @@ class Dora(Lora):
 
     kind: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
+    compiles: ClassVar[bool] = False
     magnitude: ClassVar[bool] = True
 
 

@@ -7,21 +7,21 @@ run.py: same data, batches, evaluation and artefacts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..slices.patches import slice_patches
-
-if TYPE_CHECKING:
-    from ..models.shapes import ModelShape
-    from ..run.config import RunConfig
-    from ..scoring.statistics import Statistics
-    from ..slices.neurons import NeuronSet
-    from ..slices.patches import Patch
-    from .counts import Trainable
-    from .expansion import Expansion
+from ..data.config import DataConfig
+from ..data.records import Pair
+from ..models.shapes import ModelShape
+from ..scoring.statistics import Statistics
+from ..slices.ffn import attach
+from ..slices.neurons import NeuronSet
+from ..slices.patches import Patch, slice_patches
+from .counts import Trainable
+from .expansion import Expansion
 
 
 class Method:
@@ -42,6 +42,54 @@ class Method:
     trains: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     """Whether what it trains becomes part of the base's weights, so that the export is a plain model (out/model)."""
+    low_rank: ClassVar[bool] = False
+    """Whether what it trains is LoRA, which PEFT loads as it is."""
+    compiles: ClassVar[bool] = True
+    """Whether torch.compile can trace what it adds to the model."""
+    sums_head: ClassVar[bool] = False
+    """Whether it trains the output head, whose gradient is summed in fp32 over chunks of the logits."""
+    follows: ClassVar[bool] = False
+    """Whether a comparison runs it after the others, to give it as many parameters as CANEFT's set has."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether what it makes of the base is the base."""
+        return False
+
+    @property
+    def leads(self) -> bool:
+        """Whether its set is the one that others take their number of parameters from: CANEFT, no ablation."""
+        return False
+
+    @property
+    def trains_slices(self) -> bool:
+        """Whether it trains rows and columns beside frozen weights."""
+        return self.selects or self.routed
+
+    @property
+    def leaves_delta(self) -> bool:
+        """Whether all that it trains is rows and columns, which can be put in and taken off again (out/delta)."""
+        return self.selects
+
+    @property
+    def adapts(self) -> bool:
+        """Whether what it trains can be written as a LoRA adapter (--export.adapter)."""
+        return self.selects or self.low_rank
+
+    @property
+    def statistics_file(self) -> str:
+        """What its scoring pass leaves in the run's folder."""
+        return "statistics.safetensors"
+
+    @property
+    def chosen_file(self) -> str:
+        """What `select` leaves in the run's folder; empty where nothing is chosen."""
+        return "neurons.safetensors" if self.selects else ""
+
+    @property
+    def trained_folder(self) -> str:
+        """Where a run keeps what was trained: a plain model, or what is attached to the base."""
+        return "model" if self.merges else "attached"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -56,11 +104,45 @@ class Method:
         """The neurons and what the user should be told; `stats` is None where the method scores nothing."""
         raise NotImplementedError
 
-    def prepare(self, model: nn.Module, neurons: NeuronSet | None, config: RunConfig) -> None:
-        """Make in place what is trained require a gradient, and nothing else. The same bits on every rank."""
-        from ..slices.ffn import attach
+    def load_chosen(self, run: Path) -> NeuronSet | None:
+        """What `select` has left in a run's folder; None where nothing is chosen."""
+        return NeuronSet.load(run / self.chosen_file) if self.selects else None
 
-        attach(model, neurons, config.model.recompute_ffn)
+    def how_many(self) -> str:
+        """Where the number of chosen neurons comes from, for the dry run."""
+        raise NotImplementedError
+
+    def beside(self, counts: Trainable) -> int:
+        """Trained weights that lie beside the base's: slices, adapters, new blocks."""
+        return counts.likely if self.trains_slices else counts.added
+
+    def saved_values(self, shape: ModelShape) -> int | None:
+        """Values a token that a block's FFN and linear layers save for the backward; None where the FFN is fused."""
+        return None
+
+    def with_as_many(self, neurons: str) -> Method:
+        """The same with as many parameters as the set in the file `neurons` has, where its settings leave that open."""
+        return self
+
+    def examples(self, data: DataConfig, domain: str, tests: Sequence[Pair], seed: int) -> list[list[Pair]] | None:
+        """Translated examples for the prompt of each test sentence; None where there are none."""
+        return None
+
+    def prepare(
+        self,
+        model: nn.Module,
+        chosen: NeuronSet | None,
+        *,
+        seed: int = 0,
+        groups: Sequence[str] = (),
+        recompute: bool = False,
+    ) -> None:
+        """Make in place what is trained require a gradient, and nothing else. The same bits on every rank.
+
+        `chosen` is what `select` chose. New weights are drawn with `seed`. `groups` names the language pair of each
+        `Example.group`, `recompute` is --model.recompute-ffn.
+        """
+        attach(model, chosen, recompute)
 
     def patches(self, base: Path, neurons: NeuronSet | None, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         """What a checkpoint's tensors (`master/<name>`: trained values, fp32) change in the model: name → values."""

@@ -1,8 +1,8 @@
 """Selects neurons from statistics that a scoring pass wrote: seconds, on a CPU, with any settings of any such method.
 
-    python -m slicetune.engine.select runs/de-en/statistics.safetensors --out joint.safetensors --method.consensus joint
-    python -m slicetune.engine.select statistics.safetensors --method lape --method.neuron-ratio 0.02
-    python -m slicetune.engine.select --method given --method.files a.json b.safetensors --model MODEL
+    slicetune select runs/de-en/statistics.safetensors --out joint.safetensors --method.consensus joint
+    slicetune select statistics.safetensors --method lape --method.neuron-ratio 0.02
+    slicetune select --method given --method.files a.json b.safetensors --model MODEL
 
 `--method` is caneft (the default), rcn, lape or given, whose files' union needs no statistics but the model's shape.
 Prints how many neurons of each projection were chosen, where in the depth, and what they cost.
@@ -10,15 +10,11 @@ Prints how many neurons of each projection were chosen, where in the depth, and 
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass, field
 
-import tyro
-
-from ..common.command import one_line
 from ..common.errors import UserError
-from ..models.shapes import ModelShape, resolve
+from ..models.shapes import ModelShape
 from ..scoring.statistics import Statistics
 from ..slices.neurons import NeuronSet
 from .caneft.settings import Caneft
@@ -33,15 +29,15 @@ CHOOSING = {name: kind for name, kind in METHODS.items() if kind.selects}
 class Arguments:
     """Select neurons from scoring statistics."""
 
-    statistics: tyro.conf.Positional[str] = ""
-    """statistics.safetensors of a scoring pass."""
+    statistics: tuple[str, ...] = ()
+    """statistics.safetensors of a scoring pass; none for `given`."""
     out: str = "neurons.safetensors"
     """The neuron set to write."""
     model: str = ""
     """The model's folder or hub id, where its shape is needed: for `given`."""
     seed: int = 0
     """Draws RCN's neurons."""
-    method: tyro.conf.AvoidSubcommands[AnyMethod] = field(default_factory=Caneft)
+    method: AnyMethod = field(default_factory=Caneft)
 
 
 def select(
@@ -68,40 +64,3 @@ def shape_of(statistics: Statistics) -> ModelShape:
     gated = len(inward) == 2
     sizes = (statistics.layers, statistics.widths[outward], statistics.intermediate)
     return ModelShape("the scored model", *sizes, 1, 1, 1, 1, tied=True, gated=gated, mlp_bias=not gated)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads, selects, prints what was chosen and why, writes. A user's mistake ends in one line and exit code 2."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    with one_line(), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
-        name = _take(words, "--method", "caneft")
-        if name not in CHOOSING:
-            raise UserError(f"--method {name}: chooses no neurons; there are {' '.join(CHOOSING)}")
-        program = f"python -m slicetune.engine.select --method {name}"
-        default = Arguments(method=CHOOSING[name]())
-        given = tyro.cli(Arguments, default=default, args=words, prog=program, description=__doc__)
-        shape = resolve(given.model) if given.model else None
-        statistics = Statistics.load(given.statistics) if given.statistics else None
-        neurons = select(statistics, given.method, shape, given.seed)
-        neurons.save(given.out)
-    print(neurons.describe())
-    for warning in said:
-        print(f"warning: {warning.message}")
-    print(f"→ {given.out}")
-
-
-def _take(words: list[str], flag: str, default: str) -> str:
-    """The value of a flag that decides which others there are, taken out of the command line."""
-    if flag not in words:
-        return default
-    place = words.index(flag)
-    if place + 1 == len(words):
-        raise UserError(f"{flag}: name one of {' '.join(CHOOSING)}")
-    value = words[place + 1]
-    del words[place : place + 2]
-    return value
-
-
-if __name__ == "__main__":
-    main()

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common import private
 from ..common.errors import UserError
 from ..data.batching import Batch
+from .shapes import ModelShape
 
 varlen: Any = None
 """torch.nn.attention.varlen, imported when it is chosen: torch's compiler comes with it, a second of every start."""
@@ -38,14 +40,14 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
     model_type = about["model_type"]
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model_type {model_type!r} is not one that the installed transformers knows: upgrade it")
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+    supports = private.attentions_of(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]])
     no_flash = "" if flash_attn(device) else "flash-attn needs a GPU and `pip install slicetune[flash]`"
-    no_varlen = _no_varlen(device, about, dtype) if architecture._supports_attention_backend else ""
+    no_varlen = _no_varlen(device, about, dtype) if supports["any"] else ""
     can = {
-        "flash": not no_flash and architecture._supports_flash_attn,
-        "varlen": not no_varlen and architecture._supports_attention_backend,
+        "flash": not no_flash and supports["flash"],
+        "varlen": not no_varlen and supports["any"],
         # transformers 5.17 lets Gemma-2 take sdpa, which leaves out the cap without a word.
-        "sdpa": architecture._supports_sdpa and not about.get("attn_logit_softcapping"),
+        "sdpa": supports["sdpa"] and not about.get("attn_logit_softcapping"),
         "eager": True,
     }
     if choice == "auto":
@@ -57,6 +59,18 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
     if choice == "varlen":
         load_varlen()
     return {"flash": "flash_attention_2", "varlen": VARLEN}.get(choice, choice)
+
+
+def likely_path(choice: str, half: bool, shape: ModelShape) -> str:
+    """`flash`, `varlen`, `sdpa` or `eager`: as attention_path, on a GPU that is not here, by a model's shape alone.
+
+    `half` says that the model runs in half precision. varlen and sdpa cap no logits (Gemma-2) and transformers' BLOOM
+    has its own attention: those fall back to eager.
+    """
+    if choice == "auto":
+        varlen = half and not no_varlen_of_shape({"head_dim": shape.head_dim})
+        choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if varlen else "sdpa"
+    return "eager" if not shape.gated or (shape.softcap and choice in ("varlen", "sdpa")) else choice
 
 
 def load_varlen() -> None:
@@ -108,7 +122,7 @@ def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
     if batch.position_ids is None:
         return inputs
     inputs["position_ids"] = batch.position_ids
-    if model.config._attn_implementation in SAMPLE_BY_SAMPLE:
+    if private.attention_of(model) in SAMPLE_BY_SAMPLE:
         bounds = F.pad(batch.segments[:, 1], (1, 0))
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         longest = max(end - begin for begin, end in batch.ranges)

@@ -1,7 +1,7 @@
 """Baichuan2-7B as a plain Llama: converted once into the cache, so that none of the checkpoint's own code runs.
 
     folder = converted(Path("models/Baichuan2-7B-Base"))       # models.snapshot does it for any --model.path
-    python -m slicetune.engine.baichuan DIR NEW                # the same by hand; reads pickled weights too
+    slicetune baichuan DIR NEW                # the same by hand; reads pickled weights too
 
 Yang et al. 2023, "Baichuan 2: Open Large-scale Language Models": rotary positions, RMSNorm, SwiGLU and no biases, as in
 a Llama, but for two things. `W_pack` [3H, H] holds the rows of q, k and v one after the other: it is cut in three. The
@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,9 @@ from torch.nn import functional as F
 
 from ..common.cache import cached
 from ..common.errors import UserError
+from ..common.files import read_json
 from ..common.shards import INDEX, SINGLE, Entry, open_shard, tensor_files, write_shard
+from .pieces import fast_tokenizer
 
 PREFIX = "baichuan2-"
 VERSION = 1
@@ -101,14 +102,11 @@ def converted(folder: Path) -> Path:
 
 
 def convert(folder: Path, out: Path, pickled: bool = False) -> None:
-    """Write the Llama to `out`, which must not exist: config, weights shard by shard, a fast tokenizer.
+    """Write the Llama to `out`, a new or an empty folder: config, weights shard by shard, a fast tokenizer.
 
     `pickled` allows pytorch_model*.bin where there is no safetensors file. Raises UserError for what cannot be read or
     is of another shape than the config says, and for a disk without room.
     """
-    from ..common.files import read_json
-    from .pieces import fast_tokenizer
-
     settings = read_json(folder / "config.json")
     config = llama_config(settings, str(folder / "config.json"))
     shards = _shards(folder, pickled)
@@ -121,7 +119,7 @@ def convert(folder: Path, out: Path, pickled: bool = False) -> None:
     tokenizer_config = folder / "tokenizer_config.json"
     named = read_json(tokenizer_config) if tokenizer_config.is_file() else {}
     tokenizer = fast_tokenizer(folder / "tokenizer.model", named)
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     tokenizer.save_pretrained(out)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -166,7 +164,7 @@ def _shards(folder: Path, pickled: bool) -> list[Path]:
         return pickles
     raise UserError(
         f"{folder} has no safetensors file (the hub's Baichuan2 is pickled): download all of it, convert it once with "
-        "`python -m slicetune.engine.baichuan DIR NEW`, and name NEW as --model.path"
+        "`slicetune baichuan DIR NEW`, and name NEW as --model.path"
     )
 
 
@@ -189,32 +187,3 @@ def _opened(file: Path) -> Iterator[tuple[list[Entry], Read]]:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`DIR NEW` → 0, or 2 and one line where that cannot be done."""
-    from ..common.command import one_line
-    from . import folders
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 2:
-        print("usage: python -m slicetune.engine.baichuan DIR NEW", file=sys.stderr)
-        return 2
-    source, out = map(Path, arguments)
-    with one_line():
-        if out.exists():
-            raise UserError(f"{out} exists: name a new folder")
-        partial = out.with_name(f".{out.name}.unfinished")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            convert(source, partial, pickled=True)
-            folders.check(partial)
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    print(f"→ {out}, a Llama")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
-from ..common.files import _first_line, read_json
+from ..common.files import first_line, read_json
 from ..common.shards import match_names, open_shard, tensor_files
+from .shapes import from_config
+from .sites import find_ffns
 
 CODE_FILES = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 
@@ -42,9 +44,6 @@ def _check(folder: Path, changed: int) -> None:
 
 def _structure(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """The architecture, built without memory: its FFNs are known, its weights are those of the shards."""
-    from .shapes import from_config
-    from .sites import find_ffns
-
     settings = read_json(folder / "config.json")
     try:
         shape = from_config(settings, str(folder / "config.json"))
@@ -52,7 +51,7 @@ def _structure(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     except UserError:
         raise
     except Exception as error:  # transformers checks a config with a dozen kinds of exceptions
-        raise UserError(f"{folder}/config.json: {_first_line(error)}: download it again") from None
+        raise UserError(f"{folder}/config.json: {first_line(error)}: download it again") from None
     if not 0 < layers <= len(shapes):
         raise UserError(
             f"{folder}/config.json: {layers} layers, but {len(shapes)} tensors are there: download it again"
@@ -79,7 +78,7 @@ def _empty(folder: Path, settings: dict[str, Any]) -> torch.nn.Module:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder}/config.json: {_first_line(error)}: download it again") from None
+        raise UserError(f"{folder}/config.json: {first_line(error)}: download it again") from None
 
 
 def check_weights(folder: Path, model: torch.nn.Module) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import files
+from ..common import files, private
 from ..common.errors import UserError
+from ..data import tiny
 from . import attention, baichuan, folders
 from .config import ModelConfig
 
@@ -22,8 +23,6 @@ from .config import ModelConfig
 def resolve(path: str) -> str:
     """The model's folder or hub id; `tiny` and `tiny-pairs` are built (once, cached) and their folder returned."""
     if path in ("tiny", "tiny-pairs"):
-        from ..data import tiny
-
         return str(tiny.model_dir() if path == "tiny" else tiny.pairs_dir())
     if os.sep in path and path[0] in "./~" and not Path(path).expanduser().is_dir():
         raise UserError(f"--model.path {path}: no such folder")
@@ -37,13 +36,25 @@ def snapshot(path: str) -> Path:
     """
     path = resolve(path)
     folder = Path(path) if Path(path).is_dir() else _download(path)
-    if (folder / "config.json").is_file() and baichuan.is_baichuan(read_config(folder)):
+    if (folder / "config.json").is_file() and baichuan.is_baichuan(config_json(folder)):
         folder = baichuan.converted(folder)
     folders.check(folder)
     return folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def convert(source: Path, out: Path) -> None:
+    """Write Baichuan2-7B in `source`, pickled or not, as a plain Llama to the new folder `out`, whole or not at all.
+
+    Raises UserError as baichuan.convert does, and for an `out` that exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: name a new folder")
+    with files.whole_folder(out) as unfinished:
+        baichuan.convert(source, unfinished, pickled=True)
+        folders.check(unfinished)
+
+
+def config_json(folder: Path) -> dict[str, Any]:
     return files.read_json(folder / "config.json")
 
 
@@ -94,7 +105,7 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
 
     logging.disable_progress_bar()
     folder = snapshot(path)
-    about, dtype = read_config(folder), dtype or model_dtype(config.dtype, device)
+    about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
     _refuse_scaled_logits(folder, about)
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(
@@ -143,7 +154,7 @@ def packs_long_rows(model: nn.Module) -> bool:
     flash-attn and torch's varlen skip what lies outside a sample; other attention computes the whole square of the
     row (4,096 tokens of 90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
     """
-    return takes_position_ids(model) and model.config._attn_implementation in attention.SAMPLE_BY_SAMPLE
+    return takes_position_ids(model) and private.attention_of(model) in attention.SAMPLE_BY_SAMPLE
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..data.tiny.pretrain import SIZES
+from .baichuan import llama_config
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -176,8 +178,6 @@ def from_config(config: Any, name: str = "") -> ModelShape:
     """
     raw = isinstance(config, dict)
     if raw and config.get("model_type") == "baichuan":
-        from .baichuan import llama_config
-
         config = llama_config(config, name or "config.json")
     kind = config.get("model_type") if raw else getattr(config, "model_type", None)
     if kind not in ("llama", "mistral", "qwen2", "gemma2", "bloom"):
@@ -213,8 +213,6 @@ def from_config(config: Any, name: str = "") -> ModelShape:
 
 def _tiny(name: str) -> ModelShape:
     """The embedded models', before it is built (its tokenizer may turn out a few entries smaller)."""
-    from ..data.tiny.pretrain import SIZES
-
     size = SIZES["tiny"]
     head_dim = size.hidden // size.heads
     widths = (size.layers, size.hidden, size.intermediate, size.heads, size.heads, head_dim, size.vocabulary)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.errors import UserError
-from ..slices.fused import FusedFFN
 
 BLOCK = re.compile(r"((?:.*\.)?(?:layers|h)\.)(\d+)(\..*)")
 """A tensor of a block: what comes before its number, the number, the rest."""
@@ -52,17 +50,15 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
     return sites
 
 
-def checkpoint_sites(folder: Any) -> list[FFNSite]:
+def checkpoint_sites(folder: str | os.PathLike[str]) -> list[FFNSite]:
     """The FFNs of the model in a Hugging Face folder, by a model without weights."""
-    pass
-
     return find_ffns(empty_model(folder))
 
 
 def _roles(module: nn.Module) -> dict[str, str] | None:
     """Which child plays which role, or None if this is no FFN."""
-    if isinstance(module, FusedFFN):
-        return module.names
+    if known := getattr(module, "roles", None):  # a FusedFFN: it says so itself
+        return known
     linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}
     for names in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
         if set(linears) == set(names):
@@ -73,8 +69,8 @@ def _roles(module: nn.Module) -> dict[str, str] | None:
 
 
 def _activation(module: nn.Module, name: str) -> str:
-    if isinstance(module, FusedFFN):
-        return module.activation
+    if isinstance(known := getattr(module, "activation", None), str):  # a FusedFFN
+        return known
     function = getattr(module, "act_fn", None) or getattr(module, "gelu_impl", None)
     kind = type(function).__name__
     known = {"SiLUActivation": "silu", "SiLU": "silu", "PytorchGELUTanh": "gelu_tanh", "GELUTanh": "gelu_tanh"}

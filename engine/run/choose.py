@@ -1,51 +1,115 @@
-"""The stages of a run that choose what is trained: score, then select. LANDeRMT's are in landermt/stages.py."""
+"""The stages of a run that choose what is trained: score, then select. Next: train.py.
+
+Of LANDeRMT a direction's prompts are its seen domains' training sentences; a language's own sentences are the sides of
+the same text (data/monolingual.py), as many as a direction has at most.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..common import distributed
-from ..data import examples
+from ..common.errors import UserError
+from ..common.settings import fingerprint
+from ..data import tokens
+from ..data.batching import Example
+from ..data.examples import show
+from ..data.monolingual import Texts, texts_of
+from ..methods.landermt.detect import detect, prompt_only
+from ..methods.landermt.detection import Detection
+from ..methods.method import Method
+from ..models.shapes import ModelShape
+from ..scoring.progress import Progress
 from ..scoring.score import scored
 from ..scoring.statistics import Statistics
-from ..training.metrics import peak_memory
-from . import detect as detection_stages
-
-if TYPE_CHECKING:
-    from .job import Run
+from .job import Job
+from .stages import Stages
 
 
-def score(run: Run) -> None:
-    """Leave `run.scores`: another run's where --score.reuse names one, else of a scoring pass of its own."""
-    if not run.config.score.reuse:
-        return _score(run)
-    other = Path(run.config.score.reuse)
-    distributed.first(lambda: run.stages.take("score", other, run.scores))
+def take(stages: Stages, other: Path, artefact: Path) -> None:
+    """Leave the scores of the run in folder `other` (--score.reuse) as `artefact`."""
+    distributed.first(lambda: stages.take("score", other, artefact))
     distributed.print0(f"the scores of {other} are taken")
 
 
-def _score(run: Run) -> None:
-    if run.config.method.routes:
-        return detection_stages.score(run)
-    c, load = run.config, lambda: run.model(run.base)
-    data = run.examples("train", c.data.score_sentences)
-    distributed.print0("one of them, what is trained between brackets:\n" + examples.show(run.tokenizer, data[0]))
-    identity, pad_id = run.stages.settings, run.tokenizer.pad_token_id
-    stats, clear = scored(load, data, c.data.groups, run.shape, c.score, run.out, identity, pad_id)
-    run.peak = max(run.peak, peak_memory())
+def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
+    """Score `examples` on the base model and write statistics.safetensors. `identity` is what they belong to."""
+    config, groups = job.config.score, job.config.data.groups
+    distributed.print0("one of them, what is trained between brackets:\n" + show(job.tokenizer, examples[0]))
+    stats, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
     if distributed.rank() == 0:
-        stats.save(run.out / "statistics.safetensors", run.stages.settings)
+        stats.save(job.out / job.config.method.statistics_file, identity)
     clear()
 
 
-def select(run: Run) -> None:
-    """Leave neurons.safetensors; the first rank alone calls it."""
-    method = run.config.method
-    stats = Statistics.load(run.out / "statistics.safetensors") if method.scores else None
-    neurons, warnings = method.select(stats, run.shape, run.config.seed)
-    neurons.provenance |= {"run": run.stages.settings}
-    print(neurons.describe(), flush=True)
-    for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-    neurons.save(run.out / "neurons.safetensors")
+def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
+    """Detect on the base model and write awareness.safetensors. Resumes as scoring does."""
+    from tqdm import tqdm
+
+    data, score, rank, world = job.config.data, job.config.score, distributed.rank(), distributed.world()
+    asked = [prompt_only(example) for example in examples]
+    if not data.pairs:  # groups are domains there
+        asked = [replace(example, group=0) for example in asked]
+    pairs = tuple(one.pair for one in job.directions)
+    found = Detection(pairs, job.shape.layers, job.shape.intermediate, job.shape.hidden)
+    texts = texts_of(job.directions, data.score_sentences * len(data.seen), job.config.seed)
+    distributed.print0(texts.note)
+    sentences = sentence_examples(job.tokenizer, texts, found.languages, data.max_length)
+    key = {"settings": fingerprint(identity), "tokens_per_batch": score.tokens_per_batch}
+    progress = Progress(job.out, key, score.save_minutes)
+    found, done = progress.resume(found)
+    total = len(asked) + len(sentences)
+    with tqdm(total=total, desc="detect", unit="sentence", mininterval=2, disable=rank != 0) as bar:
+        detect(
+            job.model(),
+            asked,
+            sentences,
+            found,
+            score,
+            pad_id=job.pad_id,
+            rank=rank,
+            world=world,
+            progress=lambda n: bar.update(n * world),
+            done=done,
+            after_batch=lambda done: progress.after_batch(found, done),
+        )
+        bar.update(total - bar.n)  # ranks end a few sentences apart
+    if rank == 0:
+        about = identity | {"text": texts.note, "aligned": texts.aligned}
+        found.save(job.out / job.config.method.statistics_file, about)
+    progress.clear()
+
+
+def sentence_examples(tokenizer: Any, texts: Texts, languages: Sequence[str], max_length: int) -> list[Example]:
+    """Tokenised sentences, trained on from their second token on; too long and empty ones are dropped, and counted.
+
+    Raises UserError for a language without a sentence.
+    """
+    kept = []
+    for group, language in enumerate(languages):
+        ids = [tokens.bare(tokenizer, text) for text in texts.sentences[language]]
+        own = [(number, tokens) for number, tokens in enumerate(ids, 1) if 1 < len(tokens) <= max_length]
+        if not own:
+            raise UserError(f"{language}: no sentence for its awareness is left: raise --data.max-length")
+        if len(own) < len(ids):
+            dropped = f"{len(ids) - len(own)} sentences of {language} dropped, over {max_length} tokens"
+            distributed.print0(f"awareness: {dropped}")
+        kept += [Example(tokens, 1, group, f"{language}/{number}") for number, tokens in own]
+    return kept
+
+
+def select(method: Method, out: Path, shape: ModelShape, seed: int, identity: dict[str, Any]) -> None:
+    """Leave what the method chooses of the scores in `out`, and print it; the first rank alone calls it."""
+    if method.routes:
+        chosen, notes = method.routes_of(Detection.load(out / method.statistics_file)), []
+    else:
+        stats = Statistics.load(out / method.statistics_file) if method.scores else None
+        chosen, notes = method.select(stats, shape, seed)
+    chosen.provenance |= {"run": identity}
+    print(chosen.describe(), flush=True)
+    for note in notes:
+        print(f"warning: {note}", flush=True)
+    chosen.save(out / method.chosen_file)

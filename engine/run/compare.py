@@ -1,6 +1,6 @@
 """Several methods on the same text, in one table.
 
-    torchrun --nproc_per_node 8 -m slicetune.engine.compare recipes/{base,lora,rcn,caneft}_llama31.py \
+    torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,lora,rcn,caneft}_llama31.py \
         --seeds 0 1 2 --out runs/compare --data.dir DATA
 
 Every recipe is run as it would be alone, a folder a recipe and seed under --out; flags that are not this command's own
@@ -11,25 +11,18 @@ goes on where it stopped. It leaves results.json, comparison.md and report.html.
 
 from __future__ import annotations
 
-import os
 import runpy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
-
-from ..common import distributed, signals
-from ..common.command import one_line
+from ..common import distributed
 from ..common.errors import UserError
-from ..common.files import write_atomically
-from ..common.settings import as_dict, fingerprint
+from ..common.files import write_text
+from ..common.settings import fingerprint, of_stage
 from ..evaluation import comparison
 from ..evaluation.comparison import Row
 from ..evaluation.report import comparison as comparison_report
-from ..methods.caneft.settings import Caneft
-from ..methods.lape import Lape
 from .cli import dry_run, parse
 from .config import RunConfig
 from .run import run_one
@@ -40,7 +33,7 @@ from .stages import Lock
 class CompareConfig:
     """Several methods on the same text, in one table. Flags of the recipes may follow; they go to every one."""
 
-    recipes: tyro.conf.Positional[tuple[Path, ...]]
+    recipes: tuple[Path, ...]
     """Recipe files, in the table's order; each defines CONFIG. One that trains nothing is the base of the others."""
     out: Path = Path("runs/compare")
     """Everything lies under this folder, a run in <recipe>/seed-<n>."""
@@ -59,21 +52,17 @@ class Entry:
     config: RunConfig
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command line; exits as errors.Exit says."""
-    args = list(sys.argv[1:] if args is None else args)
-    signals.install()
-    with one_line("--debug" in args):
-        own, rest = tyro.cli(CompareConfig, args=[a for a in args if a != "--debug"], return_unknown_args=True)
-        entries = plan(own, rest)
-        if own.dry_run:
-            for entry in entries:
-                dry_run(entry.config, entry.recipe)
-        else:
-            distributed.start()
-            compare(own, entries)
-            print_result(own.out)
-            distributed.stop()
+def run(own: CompareConfig, rest: Sequence[str]) -> None:
+    """Compare, and print the table; `rest` are flags for every recipe."""
+    entries = plan(own, rest)
+    if own.dry_run:
+        for entry in entries:
+            dry_run(entry.config, entry.recipe)
+        return
+    distributed.start()
+    compare(own, entries)
+    print_result(own.out)
+    distributed.stop()
 
 
 def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
@@ -109,25 +98,19 @@ def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
         rows: dict[str, Row] = {}
         shared: dict[str, Path] = {}
         matched: dict[int, str] = {}
-        for entry in sorted(entries, key=lambda e: isinstance(e.config.method, Lape)):  # it asks for CANEFT's set
+        for entry in sorted(entries, key=lambda e: e.config.method.follows):
             row = rows[entry.label] = Row(entry.label, title(entry, entries), [], [])
-            for seed in own.seeds[:1] if entry.config.method.kind == "base" else own.seeds:
+            for seed in own.seeds[:1] if entry.config.method.is_base else own.seeds:
                 folder = own.out / entry.label / f"seed-{seed}"
                 config = settings(entry.config, folder, seed, row, shared, matched)
                 distributed.print0(f"\n== {entry.label}, seed {seed}")
                 row.runs.append(run_one(config))
                 row.folders.append(folder)
-                if is_caneft(config):
+                if config.method.leads:
                     matched[seed] = str(folder / "neurons.safetensors")
         found = [rows[entry.label] for entry in entries]
         distributed.first(lambda: write(own.out, entries[0].config, found))
         return found
-
-
-def is_caneft(config: RunConfig) -> bool:
-    """CANEFT itself: neither an ablation nor RCN, which take its settings."""
-    method = config.method
-    return type(method) is Caneft and method.task_ratio is not None and method.consensus is not None
 
 
 def settings(
@@ -135,16 +118,16 @@ def settings(
 ) -> RunConfig:
     """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made."""
     config = replace(config, out=str(out), seed=seed)
-    if config.method.kind != "base":
+    if not config.method.is_base:
         config = replace(config, evaluate=replace(config.evaluate, base=False))
     if row.runs and config.train.sweep:
         config = replace(config, train=replace(config.train, learning_rate=row.runs[0]["learning_rate"], sweep=()))
-    if isinstance(config.method, Lape) and seed in matched and not config.method.match:
-        config = replace(config, method=replace(config.method, match=matched[seed]))
+    if seed in matched:
+        config = replace(config, method=config.method.with_as_many(matched[seed]))
     if config.method.scores and not config.score.reuse:
-        scored = {k: v for k, v in as_dict(config.score).items() if k != "reuse"}
-        data = {k: v for k, v in as_dict(config.data).items() if k not in ("train_sentences", "budget")}
-        key = fingerprint([config.model.path, scored, data, seed, config.method.routes])
+        data = of_stage(config.data, "score"), config.data.dir, config.data.dev_sentences, config.data.max_dropped
+        scored = of_stage(config.score, "score"), config.model.path, config.model.dtype, config.method.routes
+        key = fingerprint([seed, *data, *scored])
         if key in shared:
             config = replace(config, score=replace(config.score, reuse=str(shared[key])))
         shared.setdefault(key, out)
@@ -158,7 +141,7 @@ def title(entry: Entry, entries: Sequence[Entry]) -> str:
     name = dict(zip(same, differing(same), strict=True))[entry.label]
     if len(same) == 1 or name == method.kind:
         return method.title
-    return name.replace("_", " ").replace(Caneft.__name__.lower(), Caneft.title)
+    return name.replace("_", " ").replace(method.kind, method.title)
 
 
 def differing(stems: Sequence[str]) -> list[str]:
@@ -174,17 +157,12 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
     tables = comparison.tables(rows, significance)
     seeds = max(len(row.runs) for row in rows)
     about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"
-    write_atomically(out / "results.json", comparison.as_json(rows, significance))
-    write_atomically(out / "comparison.md", f"{about}\n\n{comparison_report.markdown(tables)}")
-    write_atomically(out / "comparison.txt", f"{about}\n\n{comparison_report.terminal(tables)}\n")
-    write_atomically(out / "report.html", comparison_report.html("Comparison", about, tables, rows))
+    write_text(out / "results.json", comparison.as_json(rows, significance))
+    write_text(out / "comparison.md", f"{about}\n\n{comparison_report.markdown(tables)}")
+    write_text(out / "comparison.txt", f"{about}\n\n{comparison_report.terminal(tables)}\n")
+    write_text(out / "report.html", comparison_report.html("Comparison", about, tables, rows))
 
 
 def print_result(out: Path) -> None:
     if distributed.rank() == 0:
         print(f"\n{(out / 'comparison.txt').read_text()}\nreport  {out / 'report.html'}", flush=True)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()

@@ -23,7 +23,6 @@ from ..evaluation.config import EvaluateConfig
 from ..export.config import ExportConfig
 from ..methods.caneft.settings import Caneft
 from ..methods.kinds import METHODS, AnyMethod
-from ..methods.lora import Lora
 from ..models.config import ModelConfig
 from ..scoring.config import ScoreConfig
 from ..training.config import TrainConfig, ZeroConfig
@@ -67,9 +66,9 @@ class RunConfig:
             raise UserError(
                 "--model.compile blocks: ZeRO stage 3 gathers weights within blocks: use --zero.stage 1 or 2"
             )
-        if self.model.compile == "blocks" and getattr(self.method, "magnitude", False):
+        if self.model.compile == "blocks" and not self.method.compiles:
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
-        if self.export.adapter != "none" and not (self.method.selects or isinstance(self.method, Lora)):
+        if self.export.adapter != "none" and not self.method.adapts:
             raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
 
     @property
@@ -79,7 +78,7 @@ class RunConfig:
         return self.data.train_sentences if few else self.data.score_sentences
 
 
-def read_config(run: str | os.PathLike[str]) -> RunConfig:
+def read_run(run: str | os.PathLike[str]) -> RunConfig:
     """The settings in `RUN/config.json`; what an older version did not store has its default.
 
     Raises UserError naming the file if it is missing or no run's.

@@ -2,71 +2,63 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..common import distributed, signals
-from ..common.files import write_atomically
-from ..data import prompts, records
+from ..common.files import write_json
+from ..data import prompts
 from ..data.records import Pair
 from ..evaluation import comet, results
-from ..evaluation.comet import Unavailable, identity, job, model_name, python, run
 from ..evaluation.report.run import write_report
-from ..evaluation.translation import Translated, gather, translate
-from ..export import attached as bottleneck
+from ..evaluation.translation import Translated, gather
+from ..evaluation.translation import translate as decode
+from ..export import attached
 from ..export.routed import load_routed
-from ..methods.few_shot import FewShot, fit
-from ..models import load as models
+from ..methods.few_shot import fit
+from ..models import load
 from .config import RunConfig
+from .job import Job
 from .stages import Stages
 
-if TYPE_CHECKING:
-    from .job import Run
+Shots = Mapping[str, list[list[Pair]]]
+"""Examples for each test sentence's prompt, by the name of its domain."""
 
 
-def translate_base(run: Run) -> None:
-    """Leave translations/base."""
-    _translate(run, lambda: run.model(run.base), "base", run.base)
+def load_trained(job: Job, folder: Path) -> nn.Module:
+    """The model that the method gives, ready to decode; `folder` is where it lies."""
+    method = job.config.method
+    if method.routed:
+        return load_routed(folder, job.config.model, job.device)
+    if method.trains and not method.merges:
+        return attached.load(folder, str(job.base), job.config.model, job.device)
+    return job.model(folder)
 
 
-def translate_trained(run: Run) -> None:
-    """Leave the translations of what the method makes of the base."""
-    few_shot = isinstance(run.config.method, FewShot)
-    _translate(run, lambda: _load_trained(run), run.name, run.base if few_shot else run.trained)
+def translate(
+    job: Job, system: str, model_of: Callable[[], nn.Module], folder: Path, settings: Any, shots: Shots | None = None
+) -> None:
+    """Leave `translations/<system>`: every test set that is not there yet.
 
-
-def _load_trained(run: Run) -> nn.Module:
-    """The model that the method gives, ready to decode."""
-    if isinstance(run.config.method, FewShot):
-        return run.model(run.base)
-    if run.config.method.routed:
-        return load_routed(run.trained, run.config.model, run.device)
-    if run.config.method.merges:
-        return run.model(run.trained)
-    return bottleneck.load(run.trained, str(run.base), run.config.model, run.device)
-
-
-def _translate(run: Run, load: Callable[[], nn.Module], system: str, folder: Path) -> None:
-    """Translate every test set that is not yet; `load` gives the model, whose files are in `folder`."""
-    evaluate, prompt = run.config.evaluate, prompts.resolve(run.config.data, run.config.seed)
-    shots = _shots(run, prompt) if system == "few_shot" else {}
-    identity = {"settings": run.stages.settings, "model": models.fingerprint(folder)}
-    finished, model = Translated(run.out / "translations" / system, identity), None
-    for name, pairs in run.tests().items():
-        path = results.translations(run.out, system, name, pairs[0].languages[1])
+    `model_of` gives the model, whose files are in `folder`; `settings` are those of all stages up to here.
+    """
+    evaluate, prompt = job.config.evaluate, prompts.resolve(job.config.data, job.config.seed)
+    identity = {"settings": settings, "model": load.fingerprint(folder)}
+    finished, model = Translated(job.out / "translations" / system, identity), None
+    for name, pairs in job.tests().items():
+        path = results.translations(job.out, system, name, pairs[0].languages[1])
         file = str(path.relative_to(finished.folder))
         if finished.has(file):
             distributed.print0(f"{system}: {name}: translated before")
             continue
-        model = model or load()
-        mine = translate(
+        model = model or model_of()
+        mine = decode(
             model,
-            run.tokenizer,
+            job.tokenizer,
             prompt,
             pairs,
             evaluate.batch_size,
@@ -74,7 +66,7 @@ def _translate(run: Run, load: Callable[[], nn.Module], system: str, folder: Pat
             distributed.rank(),
             distributed.world(),
             lambda done, batches: signals.boundary(f"decoding {name}"),  # noqa: B023  (called before the next domain)
-            shots=shots.get(name),
+            shots=(shots or {}).get(name),
         )
         lines = gather(mine)
         if distributed.rank() == 0:
@@ -82,36 +74,34 @@ def _translate(run: Run, load: Callable[[], nn.Module], system: str, folder: Pat
         distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
 
 
-def _shots(run: Run, prompt: prompts.Prompt) -> dict[str, list[list[records.Pair]]]:
-    """The examples of each test sentence, by the name of its domain; how many did not fit is printed."""
-    tests, limit, found = run.tests(), run.config.data.max_length, {}
-    for data in run.directions:
-        for domain in data.domains:
-            name = data.name(domain)
-            drawn = run.config.method.examples(data, domain, tests[name], run.config.seed)
-            found[name], short = fit(run.tokenizer, prompt, tests[name], drawn, limit)
+def shots(job: Job) -> Shots:
+    """The examples that the method puts before each test sentence; how many did not fit is printed."""
+    config, tests, found = job.config, job.tests(), {}
+    prompt, limit = prompts.resolve(config.data, config.seed), config.data.max_length
+    for data in job.directions:
+        for name, domain in ((data.name(domain), domain) for domain in data.domains):
+            drawn = config.method.examples(data, domain, tests[name], config.seed)
+            if drawn is None:
+                continue
+            found[name], short = fit(job.tokenizer, prompt, tests[name], drawn, limit)
             if short:
                 what = f"{short} of {len(drawn)} prompts have fewer examples than --method.shots"
                 distributed.print0(f"{name}: {what}, to keep to --data.max-length {limit}")
     return found
 
 
-def evaluate(run: Run, comet_said: dict[str, Any]) -> dict[str, Any]:
+def write_results(
+    out: Path, found: dict[str, Any], comet_said: dict[str, Any], about: dict[str, Any]
+) -> dict[str, Any]:
     """Leave results.json and report.html; returns the former's content. The first rank alone calls it."""
-    tests = run.tests()
-    results.write_sides(run.out, tests)
-    found = results.scores(run.out, run.directions, run.systems, tests, run.config.evaluate.smooth)
-    found |= results.training(run.out)
-    comet.add(found, comet_said, run.out)
-    found |= {"method": run.name, "model": run.config.model.path}
-    found |= {"train_sentences": run.config.train_sentences} if run.config.method.trains else {}
-    found |= {"seconds": run.stages.seconds(), "ranks": distributed.world()}
-    write_atomically(run.out / "results.json", json.dumps(found, indent=1))
-    found["report"] = str(write_report(run.out))
+    comet.add(found, comet_said, out)
+    found |= about
+    write_json(out / "results.json", found)
+    found["report"] = str(write_report(out))
     return found
 
 
-def stage(
+def comet_stage(
     config: RunConfig, systems: Sequence[str], stages: Stages, tests: Callable[[], Mapping[str, Sequence[Pair]]]
 ) -> dict[str, Any]:
     """The stage of a run, on every rank: scores in comet.json, if they are asked for and can be had.
@@ -119,31 +109,31 @@ def stage(
     `tests` gives the sentences that were decoded, by the name of their domain. Returns what results.json is to say:
     nothing, whose scores they are, or why there are none.
     """
-    model, out = model_name(config.evaluate.comet), Path(config.out)
+    model, out = comet.model_name(config.evaluate.comet), Path(config.out)
     if not model:
         return {}
 
     def prepare() -> tuple[Path, dict[str, Any], dict[str, Any]] | str:
         try:
-            interpreter = python(config.evaluate.comet_python)
-        except Unavailable as error:
+            interpreter = comet.python(config.evaluate.comet_python)
+        except comet.Unavailable as error:
             return str(error)
         pairs = tests()
         results.write_sides(out, pairs)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the program takes the same GPU
         languages = {name: of[0].languages for name, of in pairs.items()}
-        work = job(out, model, languages, systems, config.evaluate.batch_size)
-        return interpreter, work, identity(work)
+        work = comet.job(out, model, languages, systems, config.evaluate.batch_size)
+        return interpreter, work, comet.identity(work)
 
     ready = distributed.share_object(distributed.first(prepare))
     try:
         if isinstance(ready, str):
-            raise Unavailable(ready)
+            raise comet.Unavailable(ready)
         interpreter, work, depends_on = ready
         mine = interpreter if distributed.rank() == 0 else None
-        stages.aside("comet", depends_on, out / "comet.json", lambda: run(work, mine))
-    except Unavailable as error:
+        stages.aside("comet", depends_on, out / "comet.json", lambda: comet.run(work, mine))
+    except comet.Unavailable as error:
         distributed.print0(f"COMET {model} is not computed: {error}")
         return {"comet": {"model": model, "missing": str(error)}}
     return {"comet": {"model": model}}

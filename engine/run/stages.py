@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common import distributed, signals
 from ..common.errors import UserError
-from ..common.files import write_atomically
+from ..common.files import write_json
 from ..common.settings import differences, table
 
 
@@ -50,7 +50,11 @@ class Stages:
         distributed.barrier()
         self.record[name] = {"settings": dict(self.settings), "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
-            write_atomically(self.path, json.dumps(self.record, indent=1))
+            write_json(self.path, self.record)
+
+    def first(self, name: str, settings: dict[str, Any], artefact: Path, work: Callable[[], Any]) -> None:
+        """As `do`; the first rank alone works, the others wait."""
+        self.do(name, settings, artefact, lambda: distributed.first(work))
 
     def take(self, name: str, other: Path, artefact: Path) -> None:
         """Let `artefact` be the one that stage `name` of the run in folder `other` has made (a hard link or a copy).
@@ -85,7 +89,7 @@ class Stages:
             work()
         self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
-            write_atomically(self.path, json.dumps(self.record, indent=1))
+            write_json(self.path, self.record)
 
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""

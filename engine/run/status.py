@@ -11,12 +11,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..common import distributed
 from ..common.errors import Exit, describe
+from ..common.files import whole_file
 
 NAME = "status.json"
 STATES = {Exit.COMPLETE: "complete", Exit.FAILED: "failed", Exit.WRONG: "failed", Exit.INTERRUPTED: "interrupted"}
@@ -52,9 +53,5 @@ def read(out: Path) -> dict[str, Any]:
 def _write(out: Path, content: dict[str, Any]) -> None:
     """Best effort: a disk that is full must not hide the error that is being recorded."""
     content |= {"rank": distributed.rank(), "host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-    partial = out / f"{NAME}.{os.getpid()}.partial"
-    try:
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.replace(out / NAME)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with suppress(OSError), whole_file(out / NAME, f".{os.getpid()}") as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,15 +1,12 @@
-"""Settings of the scoring pass: --score.*; which of them decide the scores."""
+"""Settings of the scoring pass: --score.*."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from ..common.settings import as_dict, check_bounds
-
-HARMLESS = ("tokens_per_batch", "counts", "save_minutes", "reuse")
-"""Settings of the pass that change its speed and memory, not its scores."""
+from ..common.settings import check_bounds, matters
 
 
 @dataclass
@@ -22,27 +19,16 @@ class ScoreConfig:
     """Average |A·G| over every unpadded position, or over those that predict target tokens only."""
     token_reduce: Literal["mean_abs", "abs_sum"] = "mean_abs"
     """`mean_abs` is Eq. 8; `abs_sum`, |Σ A·G|, is the first-order change of the loss when the channel is silenced."""
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = matters("", 4096)
     """Tokens of one packed batch. Samples do not interact: it changes speed and memory, not scores."""
     lowest_octave: int = -40
     """Histogram bins cover scores from 2^lowest_octave, 32 octaves up, 8 bins each."""
-    counts: Literal["auto", "device", "host"] = "auto"
+    counts: Literal["auto", "device", "host"] = matters("", "auto")
     """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
-    reuse: str = ""
+    reuse: str = matters("", "")
     """A run's folder whose statistics are taken instead, if it scored the same sentences with the same settings."""
-    save_minutes: float = 10.0
+    save_minutes: float = matters("", 10.0)
     """Every so often each rank saves its statistics (2.1 GB for four domains on an 8B), to go on from after a break."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "score", {"tokens_per_batch": (1, math.inf), "save_minutes": (0, math.inf)})
-
-
-def lasting(config: ScoreConfig) -> dict[str, Any]:
-    """Settings that decide the scores."""
-    return {name: value for name, value in as_dict(config).items() if name not in HARMLESS}
-
-
-def _scoring(score: ScoreConfig) -> dict[str, Any]:
-    """What of the settings the statistics depend on."""
-    harmless = ("tokens_per_batch", "counts", "save_minutes", "reuse")
-    return {name: value for name, value in asdict(score).items() if name not in harmless}

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.common.fold import Segments
+from ...kernels.histogram import BINS
 from ..common.errors import UserError
 from ..data.batching import Batch, Example, batches_by_tokens, pack, pad
 from ..models.load import packs_long_rows
+from ..models.shapes import ModelShape
 from ..slices.ffn import fuse
 from ..slices.fused import Tap
 from .config import ScoreConfig
@@ -146,11 +148,20 @@ def backpropagate(model: nn.Module, batch: Batch, kind: str) -> None:
     raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
 
 
-def counts_device(config: ScoreConfig, shape, groups: int, device: torch.device) -> torch.device:
-    """Where the histogram counts (4 bytes × 256 bins × groups × neurons; 4.3 GB for four on Llama-3.1-8B) live."""
+FREE_SHARE = 0.4
+"""`--score.counts auto` keeps the counts on the device where they take at most this share of its free memory."""
+
+
+def counts_bytes(groups: int, shape: ModelShape) -> int:
+    """Of the int32 histogram counts: 4 bytes × bins × groups × neurons."""
+    return 4 * BINS * groups * shape.neurons
+
+
+def counts_device(config: ScoreConfig, shape: ModelShape, groups: int, device: torch.device) -> torch.device:
+    """Where the histogram counts (4.3 GB for four domains on Llama-3.1-8B) live."""
     if config.counts == "host" or device.type == "cpu":
         return torch.device("cpu")
     if config.counts == "device":
         return device
     free, _ = torch.cuda.mem_get_info(device)
-    return device if 4 * 256 * groups * shape.neurons <= 0.4 * free else torch.device("cpu")
+    return device if counts_bytes(groups, shape) <= FREE_SHARE * free else torch.device("cpu")

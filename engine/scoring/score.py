@@ -1,7 +1,7 @@
-"""Scores neurons on labelled prompts and targets of any task: the scoring pass as a program and as a function.
+"""Scores neurons on labelled prompts and targets of any task: the scoring pass as a command and as a function.
 
-    python -m slicetune.engine.score code.jsonl news.jsonl law.jsonl --model.path Qwen/Qwen2.5-7B-Instruct
-    torchrun --nproc_per_node 8 -m slicetune.engine.score …        # the ranks share the samples
+    slicetune score code.jsonl news.jsonl law.jsonl --model.path Qwen/Qwen2.5-7B-Instruct
+    torchrun --nproc_per_node 8 -m slicetune.engine score …        # the ranks share the samples
 
 Files are those of labelled.py; the groups' names are what selection tells apart. Writes statistics.safetensors, which
 select.py reads. A pass that was stopped goes on when the same command is given again.
@@ -16,21 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import nn
 
-from ..common import distributed, signals
-from ..common.command import one_line
+from ..common import distributed
 from ..common.errors import UserError
 from ..common.files import contents
-from ..common.settings import differences, fingerprint
+from ..common.settings import differences, fingerprint, of_stage
 from ..data import examples as examples_module
 from ..data import labelled
 from ..data.batching import Example
 from ..models import load as models
 from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
-from .config import ScoreConfig, lasting
+from .config import ScoreConfig
 from .passes import counts_device
 from .passes import score as add_scores
 from .progress import Progress
@@ -56,7 +54,7 @@ def score(
     samples = distributed.first_rank_first(lambda: labelled.read(files))
     base = Path(distributed.first_rank_first(lambda: models.snapshot(loading.path)))
     identity: dict[str, Any] = {"model": models.fingerprint(base), "files": contents(files)}
-    identity |= {"score": lasting(config), "max_length": max_length, "groups": labelled.groups(samples)}
+    identity |= {"score": of_stage(config, "score"), "max_length": max_length, "groups": labelled.groups(samples)}
     if out.is_file():
         stats = Statistics.load(out)
         if rows := differences(stats.provenance, json.loads(json.dumps(identity))):
@@ -73,7 +71,7 @@ def score(
     distributed.print0(
         "one of them, what is predicted between brackets:\n" + examples_module.show(tokenizer, examples[0])
     )
-    shape = from_config(models.read_config(base))
+    shape = from_config(models.config_json(base))
     load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     stats, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
@@ -128,7 +126,7 @@ def scored(
 class Arguments:
     """Score neurons on labelled prompts and targets."""
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: tuple[str, ...]
     """JSON lines of prompt and target, or of messages, with a group, or a file a group."""
     model: ModelConfig = field(default_factory=ModelConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -136,19 +134,3 @@ class Arguments:
     """The statistics to write."""
     max_length: int = 512
     """Tokens of a sample; longer ones are counted and dropped."""
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Scores and writes; a user's mistake ends in one line and exit code 2, a signal saves what there is: 75."""
-    signals.install()
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.score", description=__doc__)
-        distributed.start()
-        stats = score(given.model, given.files, given.score, given.out, given.max_length)
-        distributed.stop()
-    counts = ", ".join(f"{name} {n:,}" for name, n in zip(stats.groups, stats.samples.tolist(), strict=True))
-    distributed.print0(f"{int(stats.samples.sum()):,} samples ({counts}), {stats.neurons:,} neurons → {given.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ...kernels.common.dispatch import use_triton
 from ...kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, Into, accumulate, add_scores, add_units, bins
-from ..common import sealed
+from ..common import distributed, sealed
 from ..common.errors import UserError
 
 FORMAT = "slicetune.statistics"
@@ -169,15 +168,8 @@ class Statistics:
 
         A piece of 15 MB at a time, so that counts on the host pass through NCCL without a second copy of them.
         """
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        nccl = dist.get_backend() == "nccl"
         pieces = [piece for counts in self.histogram.values() for piece in sealed.pieces(counts)]
-        for tensor in (*self._small().values(), *pieces):
-            part = tensor.to(torch.device("cuda", torch.cuda.current_device())) if nccl else tensor
-            dist.all_reduce(part)
-            if part is not tensor:
-                tensor.copy_(part)
+        distributed.add_over_ranks([*self._small().values(), *pieces])
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
         """Writes a sealed safetensors file, renamed into place.

@@ -49,6 +49,6 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
                 f"the neuron set's {role} has {neurons.widths[role]} rows, the model's {linear.out_features}"
             )
         sliced = SliceLinear(linear, **index)
-        setattr(ffn, ffn.names[role], sliced)
+        setattr(ffn, ffn.roles[role], sliced)
         params += sliced.trainable()
     return params

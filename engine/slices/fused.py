@@ -10,7 +10,7 @@ gradient out of that same pass. Next: ffn.py, which puts it into a model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,9 @@ from ...kernels.gated.op import gated_backward, gated_forward
 from ...kernels.plain.op import plain_backward, plain_forward
 from ...kernels.slice_gradient import compact_gradient
 from ...kernels.tap import tap as product_sums
+from ..models.sites import FFNSite
 from .linear import SliceLinear, cast_for_autocast
 from .traced import for_compiler, traced
-
-if TYPE_CHECKING:
-    from ..models.sites import FFNSite
 
 
 class Tap(Protocol):
@@ -50,7 +48,7 @@ class FusedFFN(nn.Module):
 
     def __init__(self, site: FFNSite, recompute: bool = False) -> None:
         super().__init__()
-        self.layer, self.activation, self.names = site.layer, site.activation, site.projections
+        self.layer, self.activation, self.roles = site.layer, site.activation, site.projections
         self.tap: Tap | None = None
         self.recompute = recompute
         self.training = site.module.training
@@ -58,16 +56,16 @@ class FusedFFN(nn.Module):
             setattr(self, child, getattr(site.module, child))
 
     def projection(self, role: str) -> nn.Linear | SliceLinear:
-        return getattr(self, self.names[role])
+        return getattr(self, self.roles[role])
 
     def linears(self) -> list[nn.Linear | SliceLinear]:
-        return [self.projection(role) for role in self.names]
+        return [self.projection(role) for role in self.roles]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling() and not self.tap and for_compiler(self):
             y = traced(self, x)
             return y if residual is None else residual + y
-        function = _GatedFFN if "gate" in self.names else _PlainFFN
+        function = _GatedFFN if "gate" in self.roles else _PlainFFN
         slices = [p for linear in self.linears() for p in _slots(linear)]
         y = function.apply(x, self, self.tap.anchor if self.tap else None, *slices)
         return y if residual is None else residual + y

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from itertools import chain
 from operator import is_
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...kernels.adamw.op import Launches, hyper
 from ...kernels.adamw.reference import Slice, rounding_key
 from ...kernels.common.dispatch import use_triton
-
-if TYPE_CHECKING:
-    from .optim import SparseColumnAdamW
-
 
 COUNT = "step"
 """The name of a parameter's count of steps in its state, as torch's."""
@@ -30,7 +26,7 @@ class Kept:
     so all are raised at once, and each is still its parameter's own `step`.
     """
 
-    def __init__(self, optimizer: SparseColumnAdamW, slices: list[Slice], members: list[Member]) -> None:
+    def __init__(self, optimizer: Optimizer, slices: list[Slice], members: list[Member]) -> None:
         self.ordinals = [ordinal for ordinal, *_ in members]
         self.groups = [group for _, group, *_ in members]
         self.params = [p for _, _, p, _, _ in members]
@@ -56,7 +52,7 @@ class Kept:
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
         self.kinds = [(grad.dtype, grad.layout) for *_, grad in members]
 
-    def fitting(self, optimizer: SparseColumnAdamW) -> list[Tensor]:
+    def fitting(self, optimizer: Optimizer) -> list[Tensor]:
         """The gradients of a step that these tables serve; none where anything is not what or where it was."""
         active = [group for group in optimizer.param_groups if group["active"]]
         params = [p for group in active for p in group["params"]]
@@ -78,7 +74,7 @@ class Kept:
         same = same and [counts[i] for i in self.like] == counts
         return grads if same and [(grad.dtype, grad.layout) for grad in grads] == self.kinds else []
 
-    def step(self, optimizer: SparseColumnAdamW, grads: list[Tensor], grad_scale: Tensor | None) -> None:
+    def step(self, optimizer: Optimizer, grads: list[Tensor], grad_scale: Tensor | None) -> None:
         """Count the step and take it."""
         if not all(map(Tensor.is_contiguous, grads)):
             grads = [grad.contiguous() for grad in grads]

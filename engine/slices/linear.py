@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.adamw.op import Writes
+from ...kernels.common.outputs import wide
 from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from ..common.errors import UserError
 
@@ -145,7 +146,7 @@ class SliceLinear(nn.Module):
             rows = product.to(self.rows.dtype)
         if self.bias_rows is not None:
             chosen = dy[:, self.row_index] if dy_columns is None else dy_columns
-            bias = chosen.sum(0, dtype=_wide(dy)).to(self.bias_rows.dtype)
+            bias = chosen.sum(0, dtype=wide(dy)).to(self.bias_rows.dtype)
         if self.columns is not None:
             emitted = x_columns is not None
             product = compact_gradient(x_columns, dy) if emitted else column_gradient(dy, x, self.column_index)
@@ -282,7 +283,3 @@ def checked_index(index: Tensor, size: int, what: str) -> Tensor:
     if len(torch.unique(index)) != len(index):
         raise UserError(f"{what} index holds duplicates: name every {what} once")
     return index
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

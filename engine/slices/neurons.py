@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.files import whole_file
 
 FORMAT = "slicetune.neurons"
 Axis = Literal["row", "column"]
@@ -180,17 +181,15 @@ class NeuronSet:
         shape = {"layers": self.layers, "widths": self.widths, "fan_in": self.fan_in}
         metadata = {"format": FORMAT, "shape": json.dumps(shape), "provenance": json.dumps(self.provenance)}
         metadata["fingerprint"] = self.fingerprint
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({_name(key): index.contiguous() for key, index in self.slices.items()}, temporary, metadata)
-        temporary.replace(path)
+        tensors = {_name(key): index.contiguous() for key, index in self.slices.items()}
+        with whole_file(Path(path)) as unfinished:
+            save_file(tensors, unfinished, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NeuronSet:
         """Reads what `save` wrote. Raises UserError, naming the file, for anything that is not a valid set."""
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file; `python -m slicetune.engine.select` writes it")
+            raise UserError(f"{path}: no such file; `slicetune select` writes it")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .neurons import NeuronSet
+from ..common.checkpoint import MASTER, masters
+from ..models.sites import checkpoint_sites
+from .neurons import NeuronSet
 
 
 def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -18,7 +19,7 @@ def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, param in model.named_parameters():
             if param.requires_grad:
-                param.copy_(state[f"master/{name}"])
+                param.copy_(state[MASTER + name])
 
 
 class Patch(NamedTuple):
@@ -33,23 +34,16 @@ class Patch(NamedTuple):
 
 def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
     """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight."""
-    from ..models.sites import checkpoint_sites
-
-    pass
-
     sites, patches = checkpoint_sites(base), {}
     for (layer, role, axis), index in neurons.slices.items():
         name = f"{sites[layer].name}.{sites[layer].projections[role]}"
         kind = "rows" if axis == "row" else "columns"
-        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"master/{name}.{kind}"])
-        if f"master/{name}.bias_rows" in tensors:
-            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"master/{name}.bias_rows"])
+        patches[f"{name}.weight"] = Patch(axis, index, tensors[f"{MASTER}{name}.{kind}"])
+        if f"{MASTER}{name}.bias_rows" in tensors:
+            patches[f"{name}.bias"] = Patch(axis, index, tensors[f"{MASTER}{name}.bias_rows"])
     return patches
 
 
 def whole_patches(tensors: dict[str, Tensor]) -> dict[str, Patch]:
     """Every trained tensor in place of the base's."""
-    pass
-
-    masters = {name.removeprefix("master/"): value for name, value in tensors.items() if name.startswith("master/")}
-    return {name: Patch(None, None, value) for name, value in masters.items()}
+    return {name: Patch(None, None, value) for name, value in masters(tensors).items()}

@@ -9,7 +9,7 @@ decides itself what to keep and what to compute again. Of a weight's gradient on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from ...kernels.common.activations import value
 from ...kernels.slice_gradient import compact_gradient, row_gradient
 from .linear import SliceLinear, cast_for_autocast
-
-if TYPE_CHECKING:
-    from .fused import FusedFFN
 
 
 class Slices(NamedTuple):
@@ -43,19 +40,19 @@ class Slices(NamedTuple):
         return cls(*(None if part is None else part.view_as(part) for part in parts))
 
 
-def for_compiler(ffn: FusedFFN) -> bool:
+def for_compiler(ffn: nn.Module) -> bool:
     """Whether compiled.py has put the slices where a compiler finds them."""
     return all(hasattr(linear, "for_compiler") for linear in ffn.linears() if isinstance(linear, SliceLinear))
 
 
-def traced(ffn: FusedFFN, x: Tensor) -> Tensor:
+def traced(ffn: nn.Module, x: Tensor) -> Tensor:
     """y (..., H) of x (..., H). With `ffn.recompute` x alone is kept, and the rest computed again in the backward."""
     if ffn.recompute:
         return checkpoint(_forward, ffn, x, use_reentrant=False)
     return _forward(ffn, x)
 
 
-def _forward(ffn: FusedFFN, x: Tensor) -> Tensor:
+def _forward(ffn: nn.Module, x: Tensor) -> Tensor:
     *first, last = ffn.linears()
     pre = [_linear(linear, x.reshape(-1, x.shape[-1])) for linear in first]
     wide = torch.promote_types(pre[0].dtype, torch.float32)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
+from ..common.private import allow_variants, recompute_cheap_values
 from ..slices.linear import SliceLinear
 from ..slices.traced import Slices
 
@@ -31,12 +32,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
         raise UserError(f"--model.compile blocks: {type(model).__name__} has no decoder blocks that are known: use off")
-    # Above the limit blocks would run uncompiled, without a word.
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, VARIANTS * len(blocks))
-    # Left alone the compiler keeps an FFN's h for the slices' gradient; made again it costs next to nothing.
-    torch._functorch.config.ban_recompute_materialized_backward = False
+    allow_variants(VARIANTS * len(blocks))
+    recompute_cheap_values()
     for block in blocks:
         block.forward = _training_forward(block, backend)
     return len(blocks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..common.errors import UserError
-from ..common.settings import check_bounds
+from ..common.settings import check_bounds, matters
 
 
 @dataclass
@@ -35,19 +35,19 @@ class TrainConfig:
     """Clip the gradient's global norm; 0 does not clip."""
     eval_steps: int = 0
     """Dev loss every so many steps; 0 is once an epoch."""
-    save_steps: int = 0
+    save_steps: int = matters("", 0)
     """A checkpoint every so many steps; 0 is once an epoch."""
-    save_total_limit: int = 2
+    save_total_limit: int = matters("", 2)
     """Checkpoints kept, the best one apart."""
     load_best: bool = True
     """Export the checkpoint with the lowest dev loss rather than the last."""
-    loss_spike: Literal["warn", "stop"] = "warn"
+    loss_spike: Literal["warn", "stop"] = matters("", "warn")
     """What to do when an update's loss jumps far above its running mean: say so, or stop before the next save."""
-    non_finite: Literal["stop", "skip"] = "stop"
+    non_finite: Literal["stop", "skip"] = matters("", "stop")
     """What to do with an update whose loss or gradient is NaN or infinite on any rank: stop before it, or leave it out,
     so that no weight, moment or step count changes. Its sentences are named; ten in a row stop the run."""
-    logging_steps: int = 10
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    logging_steps: int = matters("", 10)
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = matters("", ("tensorboard",))
 
     def __post_init__(self) -> None:
         for rate in (self.learning_rate, *self.sweep):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..common import distributed, signals
 from ..data.batching import Example, batches_by_tokens
-from ..run.config import RunConfig
 from ..scoring.loss import target_losses, token_weights
+from .config import TrainConfig
 from .guard import SpikeWatch, check_skipped, warn_of_spike
 from .metrics import Metrics
 from .plan import Plan
 from .saves import Saves, State
+from .updates import Batcher, Update
 from .zero import ZeroEngine
-
-if TYPE_CHECKING:
-    from .updates import Batcher, Update
 
 
 class Diary:
@@ -27,19 +25,20 @@ class Diary:
     def __init__(
         self,
         engine: ZeroEngine,
-        config: RunConfig,
+        train: TrainConfig,
         plan: Plan,
         saves: Saves,
         state: State,
         metrics: Metrics,
         dev: Sequence[Example],
         batcher: Batcher,
+        dev_tokens: int,
     ) -> None:
-        self.engine, self.config, self.plan, self.saves, self.state = engine, config, plan, saves, state
-        self.metrics, self.dev, self.batcher = metrics, dev, batcher
+        self.engine, self.train, self.plan, self.saves, self.state = engine, train, plan, saves, state
+        self.metrics, self.dev, self.batcher, self.dev_tokens = metrics, dev, batcher, dev_tokens
         self.spikes = SpikeWatch()
-        self.eval_every = config.train.eval_steps or plan.updates_per_epoch
-        self.save_every = config.train.save_steps or plan.updates_per_epoch
+        self.eval_every = train.eval_steps or plan.updates_per_epoch
+        self.save_every = train.save_steps or plan.updates_per_epoch
 
     def catch_up(self) -> None:
         """Measure the dev loss that a stop left out."""
@@ -77,7 +76,7 @@ class Diary:
         shown = loss if update.finite else None
         self.metrics.step(done, update.epoch, shown, self.engine, read, len(state.skipped))
         if update.applied:
-            uids, stop = [example.uid for example in update.sentences], self.config.train.loss_spike == "stop"
+            uids, stop = [example.uid for example in update.sentences], self.train.loss_spike == "stop"
             warn_of_spike(self.spikes, loss, done, update.rate, uids, stop)
         elif update.finite:
             distributed.print0(f"warning: step {done}: DeepSpeed skipped the update: its summed gradient overflowed")
@@ -86,7 +85,7 @@ class Diary:
         if not self.dev:
             return
         state = self.state
-        loss = dev_loss(self.engine, self.batcher, self.dev, self.config.score.tokens_per_batch)
+        loss = dev_loss(self.engine, self.batcher, self.dev, self.dev_tokens)
         state.dev_step = state.step
         if loss < state.best_dev_loss:
             state.best_dev_loss, state.best_step = loss, state.step

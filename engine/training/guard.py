@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import distributed
+from ..common import distributed, private
 from ..common.errors import UserError
 from ..data.batching import Batch
 
@@ -43,7 +43,7 @@ class FiniteWatch:
     def _reduce(self) -> None:
         if self.held:
             # The largest absolute value, not a sum of squares, which overflows in fp16.
-            self.norms += torch._foreach_norm(self.held, float("inf"))
+            self.norms += private.largest_values(self.held)
         self.held, self.bytes = [], 0
 
     def check(self, loss: Tensor, batch: Batch, step: int) -> float | None:

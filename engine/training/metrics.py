@@ -15,18 +15,21 @@ import torch
 from torch import nn
 
 from ..common import distributed
-from ..common.settings import as_dict
-from ..run.config import RunConfig
+from ..common.private import whole_size
+from .config import TrainConfig
 
 
 class Metrics:
     """One line of metrics.jsonl a logged step; the same numbers go to the bar and the trackers.
 
-    After a resume at step `start`, lines of steps beyond it (of the part that was lost) are taken out.
+    `settings` are the run's, for the trackers that show them. After a resume at step `start`, lines of steps beyond it
+    (of the part that was lost) are taken out.
     """
 
-    def __init__(self, out: Path, config: RunConfig, steps: int, start: int, model: nn.Module) -> None:
-        self.path, self.every, self.steps = out / "metrics.jsonl", config.train.logging_steps, steps
+    def __init__(
+        self, out: Path, train: TrainConfig, settings: dict[str, Any], steps: int, start: int, model: nn.Module
+    ) -> None:
+        self.path, self.every, self.steps = out / "metrics.jsonl", train.logging_steps, steps
         self.first = distributed.rank() == 0
         self.flops_per_token = training_flops_per_token(model)
         self.peak = matmul_flops(distributed.device(), next(model.parameters()).dtype) * distributed.world()
@@ -39,17 +42,17 @@ class Metrics:
         out.mkdir(parents=True, exist_ok=True)
         _truncate(self.path, start)
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", mininterval=2, file=sys.stdout)
-        self._trackers(out, config)
+        self._trackers(out, train, settings)
 
-    def _trackers(self, out: Path, config: RunConfig) -> None:
-        if "tensorboard" in config.train.report_to:
+    def _trackers(self, out: Path, train: TrainConfig, settings: dict[str, Any]) -> None:
+        if "tensorboard" in train.report_to:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(out / "tensorboard"))
-        if "wandb" in config.train.report_to:
+        if "wandb" in train.report_to:
             import wandb
 
-            self.wandb = wandb.init(project="slicetune", dir=str(out), config=as_dict(config), resume="allow")
+            self.wandb = wandb.init(project="slicetune", dir=str(out), config=settings, resume="allow")
 
     def step(self, step: int, epoch: int, loss: float | None, engine: Any, tokens: int, skipped: int) -> None:
         """Count an update of `tokens` tokens over all ranks; write every `logging_steps`.
@@ -104,14 +107,10 @@ def training_flops_per_token(model: nn.Module) -> float:
 
     A partitioned parameter (ZeRO-3) counts with its whole size; a tied embedding counts once, as the output head.
     """
-
-    def size(p: nn.Parameter) -> int:
-        return getattr(p, "ds_numel", None) or p.numel()
-
     embedding = model.get_input_embeddings().weight
     tied = embedding is getattr(model.get_output_embeddings(), "weight", None)
-    frozen = sum(size(p) for p in model.parameters() if not p.requires_grad and (tied or p is not embedding))
-    return 4.0 * frozen + 2.0 * sum(size(p) for p in model.parameters() if p.requires_grad)
+    frozen = sum(whole_size(p) for p in model.parameters() if not p.requires_grad and (tied or p is not embedding))
+    return 4.0 * frozen + 2.0 * sum(whole_size(p) for p in model.parameters() if p.requires_grad)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
 from ..data.batching import Example
 from ..data.draws import shuffled
-from ..run.config import RunConfig
-
-if TYPE_CHECKING:
-    from ..methods.landermt.routed import Router
+from ..methods.landermt.routed import Router
+from .config import TrainConfig
 
 
 class Order:
@@ -89,17 +86,17 @@ def share(indices: Sequence[int], rank: int, world: int, accumulation: int) -> l
     return [list(indices[micro * world + rank :: slots]) for micro in range(accumulation)]
 
 
-def order_of(config: RunConfig, examples: Sequence[Example], router: Router | None) -> Order | PairOrder:
+def order_of(train: TrainConfig, seed: int, examples: Sequence[Example], router: Router | None) -> Order | PairOrder:
     """The order of training sentences; of a routed model in micro-batches of one pair.
 
     Raises UserError where an update does not divide into those.
     """
-    update, micro = config.train.global_batch_size, config.train.micro_batch_size
+    update, micro = train.global_batch_size, train.micro_batch_size
     if router is None:
-        return Order(config.seed, len(examples), update)
+        return Order(seed, len(examples), update)
     if not micro or update % micro:
         raise UserError(
             f"--train.global-batch-size {update}, --train.micro-batch-size {micro}: a routed model reads micro-batches "
             "of one pair, and whole ones an update: set both, as in 80 and 8"
         )
-    return PairOrder(config.seed, [example.group for example in examples], update // micro, micro)
+    return PairOrder(seed, [example.group for example in examples], update // micro, micro)

@@ -1,6 +1,6 @@
 """A training's checkpoints: where it goes on from, when it leaves one, and which one is exported.
 
-    saves = Saves(out / "checkpoints", config, identity)
+    saves = Saves(out / "checkpoints", train, "auto", identity)
     tensors, progress = saves.resume(model)
 
 The files themselves are checkpoint.py's.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..common import checkpoint, distributed
 from ..common.errors import UserError
 from ..common.settings import differences, table
-from ..run.config import RunConfig
 from ..slices.groups import EVERY_UPDATE, optimizer_groups
+from .config import TrainConfig
 from .zero import MOMENTS, ZeroEngine
 
 
@@ -41,10 +41,13 @@ class State:
 
 
 class Saves:
-    """The checkpoints of one run under `root`. `identity` is what they belong to: model, neurons, data, settings."""
+    """The checkpoints of one run under `root`.
 
-    def __init__(self, root: Path, config: RunConfig, identity: dict[str, Any]) -> None:
-        self.root, self.config, self.identity = root, config, identity
+    `resume` is --resume; `identity` is what the checkpoints belong to: model, neurons, data, settings.
+    """
+
+    def __init__(self, root: Path, train: TrainConfig, resume: str, identity: dict[str, Any]) -> None:
+        self.root, self.train, self.from_, self.identity = root, train, resume, identity
 
     def save(self, engine: ZeroEngine, state: State) -> None:
         """Write step-N and take older ones away, but the best (a collective)."""
@@ -56,7 +59,7 @@ class Saves:
             checkpoint.save(folder, tensors, kept)
             # After `--resume step-2` there can be newer ones than what was just saved.
             best = self.root / f"step-{state.best_step}"
-            checkpoint.prune(self.root, self.config.train.save_total_limit, folder, best)
+            checkpoint.prune(self.root, self.train.save_total_limit, folder, best)
 
         distributed.first(write)
 
@@ -76,13 +79,13 @@ class Saves:
     def exported(self, state: State) -> Path:
         """The best checkpoint by dev loss where one was measured and is still whole, else the last."""
         best = self.root / f"step-{state.best_step}"
-        if self.config.train.load_best and state.best_step and checkpoint.fault(best) is None:
+        if self.train.load_best and state.best_step and checkpoint.fault(best) is None:
             return best
         return self.root / f"step-{state.step}"
 
     def _find(self, model: nn.Module) -> Path | None:
         """The folder that --resume names, or, on `auto`, the newest whole one, if there is any."""
-        resume = self.config.resume
+        resume = self.from_
         if resume == "auto":
             folder, faults = checkpoint.newest(self.root)
             for fault in faults:

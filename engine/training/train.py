@@ -17,9 +17,9 @@ from ..common import distributed, signals
 from ..data.batching import Example
 from ..methods.landermt.routing import router_of
 from ..models.load import packs_long_rows, takes_position_ids
-from ..run.config import RunConfig
 from ..slices.patches import load_masters
 from .compiled import compile_blocks
+from .config import TrainConfig
 from .diary import Diary
 from .metrics import Metrics
 from .order import order_of
@@ -31,25 +31,33 @@ from .zero import ZeroEngine
 
 def train(
     model: nn.Module,
-    config: RunConfig,
+    config: TrainConfig,
     examples: Sequence[Example],
     dev: Sequence[Example],
     out: Path,
     *,
     pad_id: int,
     identity: dict[str, Any],
+    stage: int = 1,
+    seed: int = 0,
+    resume: str = "auto",
+    compiled: bool = False,
+    dev_tokens: int = 4096,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Train the parameters of `model` that require a gradient; returns the checkpoint folder to export.
 
     `identity` names what a checkpoint belongs to (model, neurons, data, settings): a resume with another one is
-    refused. Raises UserError on a loss or gradient that is not finite on any rank, before any weight changes (or skips
-    that update: `non_finite`), and Interrupted, with the step saved, after a signal to any rank.
+    refused. `stage` is ZeRO's, `compiled` compiles the decoder blocks, `dev_tokens` are those of a batch of the dev
+    loss, `settings` what the trackers show. Raises UserError on a loss or gradient that is not finite on any rank,
+    before any weight changes (or skips that update: `non_finite`), and Interrupted, with the step saved, after a
+    signal to any rank.
     """
     router = router_of(model)
-    order = order_of(config, examples, router)
-    plan = Plan.of(config.train, len(examples), distributed.world(), order.updates_per_epoch)
+    order = order_of(config, seed, examples, router)
+    plan = Plan.of(config, len(examples), distributed.world(), order.updates_per_epoch)
     distributed.print0(f"training: {plan}")
-    saves = Saves(out / "checkpoints", config, identity)
+    saves = Saves(out / "checkpoints", config, resume, identity)
     tensors, state = saves.resume(model)
     if state.step >= plan.steps:
         distributed.print0(f"training: already complete at step {state.step}")
@@ -57,15 +65,15 @@ def train(
     if tensors:
         load_masters(model, tensors)
     model.train()
-    engine = ZeroEngine(model, config, plan.micro_batch, plan.accumulation)
-    if config.model.compile == "blocks":
+    engine = ZeroEngine(model, config, stage, plan)
+    if compiled:
         distributed.print0(f"training: {compile_blocks(model)} blocks compiled at their first use")
     if tensors:
         engine.load_state(tensors, state.group_steps)
     update = Updater(engine, config, plan, order, Batcher(takes_position_ids(model), pad_id, router))
-    metrics = Metrics(out, config, plan.steps, state.step, model)
+    metrics = Metrics(out, config, settings or {}, plan.steps, state.step, model)
     reader = Batcher(packs_long_rows(model), pad_id, router)
-    diary = Diary(engine, config, plan, saves, state, metrics, dev, reader)
+    diary = Diary(engine, config, plan, saves, state, metrics, dev, reader, dev_tokens)
     diary.catch_up()
     for step in range(state.step, plan.steps):
         if diary.enter(update(step, examples)):

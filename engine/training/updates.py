@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..common import distributed
 from ..data.batching import Batch, Example, pack, pad
 from ..methods.landermt.routed import Router
-from ..run.config import RunConfig
 from ..scoring.loss import target_losses, token_weights
+from .config import TrainConfig
 from .guard import FiniteWatch
 from .order import Order, PairOrder
 from .plan import Plan, learning_rate
@@ -55,10 +55,10 @@ class Updater:
     """Forward, backward and optimizer of one update after the other."""
 
     def __init__(
-        self, engine: ZeroEngine, config: RunConfig, plan: Plan, order: Order | PairOrder, batcher: Batcher
+        self, engine: ZeroEngine, train: TrainConfig, plan: Plan, order: Order | PairOrder, batcher: Batcher
     ) -> None:
-        self.engine, self.config, self.plan, self.order, self.batcher = engine, config, plan, order, batcher
-        self.watch = FiniteWatch(engine.params.values(), config.train.non_finite == "skip")
+        self.engine, self.train, self.plan, self.order, self.batcher = engine, train, plan, order, batcher
+        self.watch = FiniteWatch(engine.params.values(), train.non_finite == "skip")
 
     def __call__(self, step: int, examples: Sequence[Example]) -> Update:
         """Update number `step`, from 0 (a collective). Raises UserError as `train` does."""
@@ -67,7 +67,7 @@ class Updater:
         epoch, within = divmod(step, plan.updates_per_epoch)
         sentences = [examples[i] for i in self.order.update(epoch, within)]
         tokens = sum(len(example.input_ids) - example.target_start for example in sentences)
-        rate = learning_rate(self.config.train, step, plan.steps)
+        rate = learning_rate(self.train, step, plan.steps)
         engine.begin_update(rate, router.names(example.group for example in sentences) if router else None)
         total, finite, applied = 0.0, True, False
         for indices in self.order.share(epoch, within, rank, world, plan.accumulation):

@@ -15,29 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.distributed import rank, same_timeout, world
+from ..common import private
+from ..common.checkpoint import MASTER
+from ..common.distributed import device, rank, world
 from ..data.batching import Batch
-from ..run.config import RunConfig
 from ..scoring.loss import Losses
 from ..slices.fused import FusedFFN
 from ..slices.groups import activate, optimizer_groups
 from ..slices.linear import leave_to_optimizer
 from ..slices.optim import SparseColumnAdamW
+from .config import TrainConfig
+from .plan import Plan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_config(config: RunConfig, micro_batch: int, accumulation: int, bf16: bool) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, stage: int, plan: Plan, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's configuration of a run.
 
     Gradients are summed over ranks and micro-batches in fp32: in bf16 the stages would reduce at different moments
     and differ by 2⁻⁹ of the gradient.
     """
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.train.max_grad_norm,
-        "zero_optimization": {"stage": config.zero.stage, "overlap_comm": False},
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
@@ -54,16 +57,14 @@ class ZeroEngine:
     "exp_avg_sq/<name>"}` in fp32, whole, whatever the stage and the number of ranks.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig, micro_batch: int, accumulation: int) -> None:
+    def __init__(self, model: nn.Module, train: TrainConfig, stage: int, plan: Plan) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         import deepspeed
 
-        # A C++ extension for inference that DeepSpeed would compile here for a minute, if there is a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        private.no_inference_extension(deepspeed)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        self.stage = config.zero.stage
+        self.stage = stage
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        train = config.train
         optimizer = SparseColumnAdamW(
             optimizer_groups(self.params.values()),
             lr=train.learning_rate,
@@ -84,10 +85,10 @@ class ZeroEngine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Losses(model),
             optimizer=optimizer,
-            config=deepspeed_config(config, micro_batch, accumulation, bf16),
+            config=deepspeed_config(train, stage, plan, bf16),
             dist_init_required=False,
         )
-        same_timeout()
+        private.same_timeout(device())
         self.client = optimizer
         self._create_state()
 
@@ -158,31 +159,19 @@ class ZeroEngine:
         for group, partition in self._partitions():
             self.client.create_state(partition, group_steps[group["update_group"].key])
         for name, param in self.params.items():
-            self._set(param, state[f"master/{name}"], None)
+            self._set(param, state[MASTER + name], None)
             for key in MOMENTS:
                 self._set(param, state[f"{key}/{name}"], key)
 
     def _create_state(self) -> None:
-        """Zero moments for every flat partition, linked to the parameters.
-
-        Left alone, stages 1–2 link the state of every group after group 0's first step, when no other has one; and
-        before it there is none to set or to save.
-        """
+        """Zero moments for every flat partition, linked to the parameters."""
         for _, partition in self._partitions():
             self.client.create_state(partition)
-        if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+        private.link_states(self.optimizer)
 
     def _partitions(self) -> list[tuple[dict[str, Any], Tensor]]:
         """Every parameter group's fp32 flat tensors that the client optimizer really updates."""
-        groups = self.client.param_groups
-        if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):  # stage 3 cuts large groups into several
-            of = self.optimizer.sub_group_to_group_id
-            return [(groups[of[i]], p) for i, p in enumerate(self.optimizer.fp32_partitioned_groups_flat)]
-        for attribute in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-            if hasattr(self.optimizer, attribute):
-                return list(zip(groups, getattr(self.optimizer, attribute), strict=True))
-        raise AssertionError(f"unknown DeepSpeed optimizer {type(self.optimizer).__name__}")
+        return private.flat_partitions(self.optimizer, self.client.param_groups)
 
     def _set(self, param: nn.Parameter, value: Tensor, key: str | None) -> None:
         from deepspeed.utils import (
@@ -200,10 +189,10 @@ class ZeroEngine:
                 safe_set_full_optimizer_state(param, value, key)
             return
         # Stage 3's full setter narrows by the padded size and raises where numel does not divide by the ranks.
-        part = param.ds_tensor.ds_numel
+        part, where = private.shard_of(param)
         padded = torch.zeros(part * world(), dtype=torch.float32)
         padded[: value.numel()] = value.flatten()
-        local = padded[part * rank() : part * (rank() + 1)].to(param.ds_tensor.device)
+        local = padded[part * rank() : part * (rank() + 1)].to(where)
         if key is None:
             safe_set_local_fp32_param(param, local)
         else:

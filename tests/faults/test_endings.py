@@ -19,7 +19,7 @@ from slicetune.engine.data.config import DataConfig
 from slicetune.engine.models import load as models
 from slicetune.engine.run import status
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.run.job import Run
+from slicetune.engine.run.job import Job
 from slicetune.engine.run.stages import Lock, Stages
 
 ENDINGS = [
@@ -106,7 +106,7 @@ def test_data_is_looked_at_before_any_model(tmp_path, monkeypatch):
     (tmp_path / "de-en" / "it").mkdir(parents=True)
     data = DataConfig(dir=str(tmp_path), seen=("it",), unseen=())
     with pytest.raises(UserError, match=r"it/train|it.*train"):
-        Run(RunConfig(out=str(tmp_path / "out"), data=data))
+        Job(RunConfig(out=str(tmp_path / "out"), data=data))
 
 
 def test_an_out_that_cannot_be_made_is_one_line(tmp_path):

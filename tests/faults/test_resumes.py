@@ -12,8 +12,7 @@ from rank_pool import Pool
 from slicetune.engine.common import checkpoint
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.models import load as models
-from slicetune.engine.run import train as training_stages
-from slicetune.engine.run.job import Run
+from slicetune.engine.run import train
 from slicetune.engine.run.stages import Stages
 
 KEEP = {"train_save_steps": 1, "train_save_total_limit": 20}
@@ -150,10 +149,9 @@ def test_another_model_and_another_tokenizer_have_another_fingerprint(tmp_path):
 def test_a_sweep_has_no_one_checkpoint_to_name(tmp_path):
     import toys
 
-    run = Run.__new__(Run)
-    run.config = toys.config(str(tmp_path), train_sweep=(1e-3, 1e-2), resume="checkpoints/step-1")
+    config = toys.config(str(tmp_path), train_sweep=(1e-3, 1e-2), resume="checkpoints/step-1")
     with pytest.raises(UserError, match=r"--resume checkpoints/step-1: a sweep has"):
-        training_stages.train_and_choose(run)
+        train.check(config)
 
 
 def test_a_changed_setting_of_a_finished_stage_is_a_table(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from slicetune.engine.analyses import change, chosen, control, overlap, ratios, readings, silence
+from slicetune.engine import commands
 from slicetune.engine.common import distributed
 from slicetune.engine.data.config import DataConfig
 from slicetune.engine.evaluation.config import EvaluateConfig
@@ -26,15 +26,15 @@ def main(base: str, out: str) -> None:
         evaluate=EvaluateConfig(max_new_tokens=6),
     )
     run(config)
-    chosen.main([out])
-    overlap.main([out])
-    silence.main([out, "--channels", "3", "--sentences", "1"])
-    control.main([out, "--sentences", "20", "--pool", "150", "--cell", "8"])
-    ratios.main([out, "--ratios", "0.02", "0.04"])
+    commands.main(["ask", "chosen", out])
+    commands.main(["ask", "overlap", out])
+    commands.main(["ask", "silence", out, "--channels", "3", "--sentences", "1"])
+    commands.main(["ask", "control", out, "--sentences", "20", "--pool", "150", "--cell", "8"])
+    commands.main(["ask", "ratios", out, "--ratios", "0.02", "0.04"])
     small = ["--consensus", "specific", "joint", "--task-ratios", "None", "--best", "1", "--seeds", "0", "1"]
-    readings.main([out, *small])
-    change.main([out, f"{out}/analyses/ratios/0.04"])
-    overlap.main([out, f"{out}/analyses/ratios/0.04"])
+    commands.main(["ask", "readings", out, *small])
+    commands.main(["ask", "change", out, f"{out}/analyses/ratios/0.04"])
+    commands.main(["ask", "overlap", out, f"{out}/analyses/ratios/0.04"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import toys
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 
-from slicetune.engine.analyses.landermt import ranges, transfer, variants
+from slicetune.engine import commands
 from slicetune.engine.common import checkpoint, distributed, signals
 from slicetune.engine.common.errors import Interrupted, UserError
 from slicetune.engine.data.batching import pack
@@ -38,7 +38,7 @@ from slicetune.engine.scoring.score import score as score_labelled
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.optim import SparseColumnAdamW
-from slicetune.engine.training.train import train
+from slicetune.engine.training.plan import Plan
 from slicetune.engine.training.zero import ZeroEngine
 
 
@@ -50,7 +50,7 @@ def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]
     if config.model.activation_checkpointing:
         checkpoint_activations(model)
     examples = toys.examples(config.data.train_sentences)
-    folder = train(model, config, examples, examples[:4], Path(out), pad_id=0, identity={"toy": 1})
+    folder = toys.trained(model, config, examples, Path(out))
     distributed.barrier()
     last, _ = checkpoint.newest(folder.parent)
     return checkpoint.load(last)[0]
@@ -77,10 +77,10 @@ def train_method(
     model = getattr(toys, toy)(dtype=getattr(torch, config.model.dtype))
     torch.manual_seed(distributed.rank())  # what a rank did before must not matter
     neurons = neurons or (toys.units() if config.method.selects else None)
-    config.method.prepare(model, neurons, config)
+    config.method.prepare(model, neurons, seed=config.seed, groups=("de-en",) * 2)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     examples = toys.examples(config.data.train_sentences)
-    folder = train(model, config, examples, examples[:4], Path(out), pad_id=0, identity={"toy": 1})
+    folder = toys.trained(model, config, examples, Path(out))
     distributed.barrier()
     last, _ = checkpoint.newest(folder.parent)
     return checkpoint.load(last)[0], before
@@ -99,7 +99,7 @@ def train_routed(
     routing.attach(model, routes, routes.pairs, **{k: v for k, v in how.items() if k != "routes"})
     examples = toys.examples(config.data.train_sentences, groups=3)
     chosen = [e for e in examples if only is None or e.group == only]
-    folder = train(model, config, chosen, examples[:4], Path(out), pad_id=0, identity={"toy": 1})
+    folder = toys.trained(model, config, chosen, Path(out))
     distributed.barrier()
     tensors, state = checkpoint.load(checkpoint.newest(folder.parent)[0])
     return tensors, state["group_steps"]
@@ -109,7 +109,7 @@ def group_timeouts(out: str) -> list[float]:
     """Seconds after which each process group gives up: ours, and those that DeepSpeed made."""
     model = toys.model()
     attach(model, toys.neurons())
-    engine = ZeroEngine(model, toys.config(out), 2, 1)
+    engine = ZeroEngine(model, toys.config(out).train, 1, Plan(2, 2, 1, 1, 1))
     groups = torch.distributed.distributed_c10d._world.pg_map
     found = [group._get_backend(distributed.device()).options._timeout.total_seconds() for group in groups]
     engine.close()
@@ -145,7 +145,7 @@ def ask_comet(out: str, python: str, model: str) -> dict[str, Any]:
     config = toys.config(out, data_seen=("it",), data_unseen=())
     config.evaluate = EvaluateConfig(comet=model, comet_python=python)
     pairs = [Pair("Die Anlage.", "The annex.", "it", i, ("de", "en")) for i in (1, 2)]
-    return measure.stage(config, ["base"], Stages(Path(out)), lambda: {"it": pairs})
+    return measure.comet_stage(config, ["base"], Stages(Path(out)), lambda: {"it": pairs})
 
 
 def run_recipe(recipe: str, flags: list[str], cache: str) -> dict[str, Any]:
@@ -162,9 +162,9 @@ def vary_landermt(config: RunConfig) -> dict[str, Any]:
         run_one(config)
         data, score = replace(config.data, train_pairs=(pair,)), replace(config.score, reuse=config.out)
         run_one(replace(config, out=str(out / pair), data=data, score=score))
-        variants.main([config.out, "--k", "1", "2"])
-        ranges.main([config.out, "--sentences", "2"])
-        distributed.first(lambda: transfer.main([config.out, str(out / pair)]))
+        commands.main(["ask", "variants", config.out, "--k", "1", "2"])
+        commands.main(["ask", "ranges", config.out, "--sentences", "2"])
+        distributed.first(lambda: commands.main(["ask", "transfer", config.out, str(out / pair)]))
     finally:
         distributed.stop = stop
     names = (".", pair, "analyses/variants/k-2")
@@ -258,7 +258,7 @@ def score_signalled(out: str, number: int, batch: int) -> tuple[int, str, Any]:
 
 def _train(model: Any, config: Any, out: Path) -> None:
     examples = toys.examples(config.data.train_sentences)
-    train(model, config, examples, examples[:4], out, pad_id=0, identity={"toy": 1})
+    toys.trained(model, config, examples, out)
 
 
 def _ending(work: Any, out: Path) -> tuple[int, str, list[str]]:

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
 from slicetune.engine.training.order import Order
+from slicetune.engine.training.train import train
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
 CHAT = (
@@ -127,6 +129,14 @@ def config(out: str, **overrides: Any) -> RunConfig:
         else:
             setattr(base, name, value)
     return base
+
+
+def trained(model: torch.nn.Module, config: RunConfig, sentences: list[Example], out: Path) -> Path:
+    """Train with a run's settings; the dev loss is of the first sentences of `examples`. The checkpoint's folder."""
+    dev = examples(config.data.train_sentences)[:4]
+    how = {"stage": config.zero.stage, "seed": config.seed, "resume": config.resume}
+    how |= {"compiled": config.model.compile == "blocks", "dev_tokens": config.score.tokens_per_batch}
+    return train(model, config.train, sentences, dev, out, pad_id=0, identity={"toy": 1}, **how)
 
 
 def bytes_tokenizer(chat: bool) -> PreTrainedTokenizerFast:

@@ -1,6 +1,6 @@
 """What LANDeRMT's detection found, layer by layer: its Figures 4 to 8, and what other k and ε would choose.
 
-    python -m slicetune.engine.analyses.awareness runs/landermt
+    slicetune ask awareness runs/landermt
 
 Mean activation and its difference to the next layer by direction (Fig. 4-5); mean awareness of general units, of units
 specific to a language, and of all (Fig. 6-8), for every layer, as if each were chosen. All from awareness.safetensors:
@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
-from ...common.command import one_line
 from ...evaluation.report.answer import Figure, Table, write
 from ...evaluation.report.charts import lines
-from ...methods.landermt.awareness import general_share, owners, relevant
+from ...methods.landermt.awareness import general_share, relevant
 from ...methods.landermt.detection import SCORES, Detection
 from ...methods.landermt.routes import GENERAL
 from ...methods.landermt.settings import Landermt
@@ -33,7 +31,7 @@ EPSILONS = tuple(i / 20 for i in range(21))
 class Arguments:
     """Activation and awareness of every layer; what other k and ε would choose."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A run of LANDeRMT, its score stage done."""
 
 
@@ -54,7 +52,7 @@ def awareness_rows(found: Detection, method: Landermt) -> list[list[str | int | 
     rows: list[list[str | int | float]] = []
     for layer in range(found.size["layers"]):
         phi = found.awareness[:, layer]
-        owner = owners(phi, method)
+        owner = method.owners(phi)
         for i, language in enumerate(found.languages):
             means = [_mean(phi[i][chosen]) for chosen in (owner == GENERAL, owner == i)]
             rows.append([language, layer, *means, float(phi[i].mean()), int((owner == i).sum())])
@@ -86,7 +84,7 @@ def epsilon_rows(found: Detection, method: Landermt) -> list[list[int | float]]:
         counts, shares = [], []
         for layer in takes.any(0).nonzero().flatten().tolist():
             phi = found.awareness[:, layer]
-            owner = owners(phi, replace(method, epsilon=epsilon))
+            owner = replace(method, epsilon=epsilon).owners(phi)
             counts += [int((owner == i).sum()) for i in range(len(found.languages))]
             shares += general_share(phi, owner, own)[takes[:, layer]].tolist()
         general = replace(method, epsilon=epsilon).split(found.size["intermediate"]).general
@@ -107,11 +105,9 @@ def _series(rows: list[list], value: int) -> dict[str, list[tuple[float, float]]
     return series
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes awareness.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.awareness")
-        report(given.run, Detection.load(Path(given.run) / SCORES), landermt_of(given.run))
+def answer(given: Arguments) -> None:
+    """Writes awareness.html and its tables."""
+    report(given.run, Detection.load(Path(given.run) / SCORES), landermt_of(given.run))
 
 
 def report(run: str, found: Detection, method: Landermt) -> None:
@@ -145,7 +141,3 @@ def report(run: str, found: Detection, method: Landermt) -> None:
     text = f"{text[:1].upper()}{text[1:]}"
     words = f"k = {method.k} chooses layers {chosen} of {found.size['layers']}, D by the {method.activation} reading. "
     write(run, "awareness", "Activation and awareness by layer", words + text, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

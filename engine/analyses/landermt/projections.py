@@ -1,6 +1,6 @@
 """Do general units mix the languages, and specific ones part them? LANDeRMT's Fig. 12 and 13.
 
-    python -m slicetune.engine.analyses.projections runs/landermt --layer 10
+    slicetune ask projections runs/landermt --layer 10
 
 Pre-activations (what enters the activation: BLOOM's dense_h_to_4h, a gated FFN's gate) of the general and of the
 specific units of one layer, averaged over a sentence's tokens, on every language's own sentences: the two directions
@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from ...common import distributed
-from ...common.command import one_line
 from ...common.errors import UserError
 from ...data import tokens
 from ...data.batching import Example, batches_by_tokens, pad
@@ -38,7 +36,7 @@ TOKENS = 4096
 class Arguments:
     """Two-dimensional projections of general and of specific units' pre-activations, by language."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A run of LANDeRMT, its select stage done."""
     layer: int | None = None
     """One of the routed layers; the first of them by default (the paper: 10)."""
@@ -93,23 +91,21 @@ def pre_activations(model: nn.Module, layer: int, sentences: list[Example], pad_
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes projections.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.projections")
-        landermt_of(given.run)
-        routes, source = Routes.load(Path(given.run) / ROUTES), Source(given.run)
-        layer = routes.layers[0] if given.layer is None else given.layer
-        if layer not in routes.layers:
-            raise UserError(f"--layer {layer}: the routed layers are {' '.join(map(str, routes.layers))}")
-        texts = texts_of(source.directions, given.sentences, source.config.seed)
-        sentences, group = [], []
-        for i, language in enumerate(routes.languages):
-            for number, text in enumerate(texts.sentences[language]):
-                sentences.append(Example(tokens.bare(source.tokenizer, text), 1, i, f"{language}/{number}"))
-                group.append(i)
-        values = pre_activations(source.model(), layer, sentences, source.tokenizer.pad_token_id)
-        report(given, routes, layer, values, torch.tensor(group), texts.note)
+def answer(given: Arguments) -> None:
+    """Writes projections.html and its tables."""
+    landermt_of(given.run)
+    routes, source = Routes.load(Path(given.run) / ROUTES), Source(given.run)
+    layer = routes.layers[0] if given.layer is None else given.layer
+    if layer not in routes.layers:
+        raise UserError(f"--layer {layer}: the routed layers are {' '.join(map(str, routes.layers))}")
+    texts = texts_of(source.directions, given.sentences, source.config.seed)
+    sentences, group = [], []
+    for i, language in enumerate(routes.languages):
+        for number, text in enumerate(texts.sentences[language]):
+            sentences.append(Example(tokens.bare(source.tokenizer, text), 1, i, f"{language}/{number}"))
+            group.append(i)
+    values = pre_activations(source.model(), layer, sentences, source.tokenizer.pad_token_id)
+    report(given, routes, layer, values, torch.tensor(group), texts.note)
 
 
 def report(given: Arguments, routes: Routes, layer: int, values: Tensor, group: Tensor, note: str) -> None:
@@ -134,7 +130,3 @@ def report(given: Arguments, routes: Routes, layer: int, values: Tensor, group: 
     ]
     words = f"{len(group):,} sentences; {note}." if note else f"{len(group):,} sentences."
     write(given.run, "projections", "General and specific units by language", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

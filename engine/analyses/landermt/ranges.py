@@ -1,6 +1,6 @@
 """What units are worth: the loss of each direction when units of a range of awareness are silenced, or routed.
 
-    python -m slicetune.engine.analyses.ranges runs/landermt --sentences 24
+    slicetune ask ranges runs/landermt --sentences 24
 
 The routed layers' units are ranked by Φ (the mean over the direction's two languages); a tenth of each layer at a time
 is silenced (h = 0) in the base model, from the least aware to the most. Beside that: as many at random, the general
@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from ...common import distributed
-from ...common.command import one_line
 from ...common.errors import UserError
 from ...evaluation.report.answer import Figure, Table, write
 from ...evaluation.report.charts import grouped_bars, lines
@@ -37,7 +35,7 @@ TENTHS = 10
 class Arguments:
     """Loss of each direction when units are silenced by awareness; routing on and off."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A run of LANDeRMT, its select stage done."""
     sentences: int = 24
     """A domain of each direction, of the dev split."""
@@ -128,16 +126,14 @@ def measure(source: Source, found: Detection, routes: Routes, given: Arguments) 
     return sorted(every, key=lambda row: names.index(row[0]))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes ranges.html and its tables. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.ranges")
-        distributed.start()
-        landermt_of(given.run)
-        found, routes = Detection.load(Path(given.run) / SCORES), Routes.load(Path(given.run) / ROUTES)
-        rows = measure(Source(given.run), found, routes, given)
-        distributed.first(lambda: report(given, rows))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Writes ranges.html and its tables."""
+    distributed.start()
+    landermt_of(given.run)
+    found, routes = Detection.load(Path(given.run) / SCORES), Routes.load(Path(given.run) / ROUTES)
+    rows = measure(Source(given.run), found, routes, given)
+    distributed.first(lambda: report(given, rows))
+    distributed.stop()
 
 
 def report(given: Arguments, rows: list[list[str | int | float]]) -> None:
@@ -161,7 +157,3 @@ def report(given: Arguments, rows: list[list[str | int | float]]) -> None:
     ]
     words = f"{given.sentences} sentences a domain and direction of the dev split; the base model, nothing is trained."
     write(given.run, "ranges", "What units are worth, by awareness", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

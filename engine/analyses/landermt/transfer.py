@@ -1,7 +1,7 @@
 """What training on one direction does to the others: LANDeRMT's Fig. 3, out of a run a direction.
 
     for p in de-en en-de; do python recipes/landermt_pairs_tiny.py --data.train-pairs $p --out runs/transfer/$p; done
-    python -m slicetune.engine.analyses.transfer runs/transfer/*
+    slicetune ask transfer runs/transfer/*
 
 A row is what a run trained (--data.train-pairs), a column the direction that is decoded, each with its own route; a
 cell is the BLEU or chrF that was gained over the untrained base. Files go to the first run's folder.
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from ...common.command import one_line
 from ...common.errors import UserError
 from ...evaluation.bleu import METRICS
 from ...evaluation.report.answer import Figure, Table, write
 from ...evaluation.report.charts import matrix
-from ...run.config import read_config
+from ...run.config import read_run
 from ..source import finished
 
 
@@ -29,13 +26,13 @@ from ..source import finished
 class Arguments:
     """Gains over the base by trained and by decoded direction."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tuple[str, ...]
     """Finished runs over the same --data.pairs, that differ in --data.train-pairs."""
 
 
 def trained(run: Path) -> str:
     """The directions that a run trained. Raises UserError where it has one direction only."""
-    data = read_config(run).data
+    data = read_run(run).data
     if not data.pairs:
         raise UserError(f"{run}: has one direction: set --data.pairs, and --data.train-pairs to what is trained")
     return " ".join(data.train_pairs or data.pairs)
@@ -58,14 +55,12 @@ def gains(results: Sequence[dict[str, Any]], metric: str) -> tuple[list[str], li
     return list(base), rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes transfer.html and a table a metric. A user's mistake is one line and exit code 2."""
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.transfer")
-        if not given.runs:
-            raise UserError("name one finished run, or more")
-        runs = [Path(run) for run in given.runs]
-        report(runs[0], [trained(run) for run in runs], [finished(run) for run in runs])
+def answer(given: Arguments) -> None:
+    """Writes transfer.html and a table a metric."""
+    if not given.runs:
+        raise UserError("name one finished run, or more")
+    runs = [Path(run) for run in given.runs]
+    report(runs[0], [trained(run) for run in runs], [finished(run) for run in runs])
 
 
 def report(run: Path, names: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
@@ -79,7 +74,3 @@ def report(run: Path, names: Sequence[str], results: Sequence[dict[str, Any]]) -
         figures.append(Figure(f"Gain in {metric}", matrix(rows, names, pairs, most=most)))
     words = "Over the untrained base; every direction is decoded with its own route. Losses have no colour."
     write(run, "transfer", "Transfer between directions", words, tables, figures)
-
-
-if __name__ == "__main__":
-    main()

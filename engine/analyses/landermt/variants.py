@@ -1,7 +1,7 @@
 """A LANDeRMT run again with other k, ε, rates or seeds: its Fig. 10 and 11, and how steady the learned shares are.
 
-    python -m slicetune.engine.analyses.variants runs/landermt --k 1 2 4 8 --epsilon 0.7 0.8 0.9 0.95
-    python -m slicetune.engine.analyses.variants runs/learned --rates 1e-5 5e-5 --seeds 0 1 2
+    slicetune ask variants runs/landermt --k 1 2 4 8 --epsilon 0.7 0.8 0.9 0.95
+    slicetune ask variants runs/learned --rates 1e-5 5e-5 --seeds 0 1 2
 
 k and ε are varied one at a time, from the same detection; rates and seeds as a grid (a seed draws other sentences, so
 it detects anew). Each variant is trained and decoded as the run was, in a folder of its own under
@@ -18,10 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import tyro
-
-from ...common import distributed, signals
-from ...common.command import one_line
+from ...common import distributed
 from ...common.errors import UserError
 from ...evaluation.bleu import METRICS
 from ...evaluation.report.answer import Figure, Table, folder_of, write
@@ -29,14 +26,14 @@ from ...evaluation.report.charts import lines
 from ...methods.landermt.routes import ROUTES, Routes
 from ...run.config import RunConfig
 from ...run.run import run_one
-from ..source import finished, landermt_of, loss_text, read_config
+from ..source import finished, landermt_of, loss_text, read_run
 
 
 @dataclass
 class Arguments:
     """BLEU and chrF by k, by ε, by learning rate and seed."""
 
-    run: tyro.conf.Positional[str]
+    run: str
     """A finished LANDeRMT run."""
     k: tuple[int, ...] = ()
     """Other numbers of layers; 0 is the untrained base, which the table has where the run decoded it."""
@@ -130,20 +127,17 @@ def mean_shares(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes variants.html and its tables. A user's mistake is one line and exit code 2."""
-    signals.install()
-    with one_line():
-        given = tyro.cli(Arguments, args=arguments, prog="python -m slicetune.engine.analyses.variants")
-        distributed.start()
-        config, done = read_config(given.run), finished(Path(given.run))
-        distributed.first_rank_first(lambda: folder_of(given.run))
-        wanted = variants(given, config, done["learning_rate"])
-        own = [variant for variant in wanted if is_run(variant, config, done["learning_rate"])]
-        found = {v: done if v in own else distributed.share_object(run_one(one)) for v, one in wanted.items()}
-        folders = {v: Path(given.run if v in own else one.out) for v, one in wanted.items()}
-        distributed.first(lambda: report(given.run, found, done["systems"].get("base"), folders))
-        distributed.stop()
+def answer(given: Arguments) -> None:
+    """Writes variants.html and its tables."""
+    distributed.start()
+    config, done = read_run(given.run), finished(Path(given.run))
+    distributed.first_rank_first(lambda: folder_of(given.run))
+    wanted = variants(given, config, done["learning_rate"])
+    own = [variant for variant in wanted if is_run(variant, config, done["learning_rate"])]
+    found = {v: done if v in own else distributed.share_object(run_one(one)) for v, one in wanted.items()}
+    folders = {v: Path(given.run if v in own else one.out) for v, one in wanted.items()}
+    distributed.first(lambda: report(given.run, found, done["systems"].get("base"), folders))
+    distributed.stop()
 
 
 def report(
@@ -178,7 +172,3 @@ def report(
 def _named(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Rows with the value that was varied, their second column, as it was named in the command."""
     return [[what, "" if value is None else f"{value:g}", *rest] for what, value, *rest in rows]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The embedded default: a corpus and a pretrained small Llama that this project makes itself and keeps in a cache.
 
-    python -m slicetune.engine.tiny        # makes both sizes, prints sample translations and BLEU
+    slicetune tiny        # makes both sizes, prints sample translations and BLEU
 
 Folders carry a version: raise it when what is made changes, and new ones are made. The model takes 150 s of CPU
 time on two threads.

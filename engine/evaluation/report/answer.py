@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
+from ...common.files import whole_file, write_text
 from . import page
+from .page import aligned
 from .run import write_report
 
 
@@ -72,9 +74,7 @@ def write(
     body += [page.section(figure.title, _figure(figure)) for figure in figures]
     body += [page.section(table.title or title, html(table)) for table in tables if table.shown]
     path = folder / f"{name}.html"
-    partial = path.with_name(f".{path.name}.unfinished")
-    partial.write_text(page.page(title, body), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page.page(title, body))
     print(f"→ {path}", flush=True)
     if all((Path(run) / name).is_file() for name in ("config.json", "report.html")):  # a comparison has no settings
         write_report(run)
@@ -83,23 +83,16 @@ def write(
 
 def write_csv(path: Path, table: Table) -> None:
     """Numbers in full, an empty field for None; complete or not at all."""
-    partial = path.with_name(f".{path.name}.unfinished")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table.columns)
         writer.writerows(table.rows)
-    partial.replace(path)
 
 
 def text(table: Table) -> str:
     """The table for a terminal: first column to the left, others to the right."""
-    rows = [list(table.columns), *([_cell(value, table.digits) for value in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    rows = [[_cell(value, table.digits) for value in row] for row in table.rows]
+    return "\n".join(aligned([list(table.columns), [], *rows]))
 
 
 def html(table: Table) -> str:

@@ -8,6 +8,7 @@ from html import escape
 from ...data.languages import DOMAINS
 from ..comparison import LEVEL, RESAMPLES, Cell, Row, Table
 from . import page
+from .page import aligned
 
 NOTE = (
     "Means over seeds ± sample standard deviation where there are several. ¹ and ² mark the best and the second best "
@@ -19,18 +20,12 @@ MARKS = {0: "", 1: "¹", 2: "²"}
 
 def terminal(tables: Sequence[Table]) -> str:
     """Aligned columns; the marks of NOTE behind the numbers."""
-    return "\n\n".join(["\n".join(_aligned(table)) for table in tables] + [NOTE])
+    return "\n\n".join(["\n".join(_lines(table)) for table in tables] + [NOTE])
 
 
-def _aligned(table: Table) -> list[str]:
-    lines = [[table.title, *map(_name, table.head)]]
-    lines += [[title, *map(_plain, cells)] for title, cells in table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = []
-    for name, *cells in lines:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        shown.append("  ".join([name.ljust(widths[0]), *numbers]))
-    return [shown[0], "-" * len(shown[0]), *shown[1:]]
+def _lines(table: Table) -> list[str]:
+    rows = [[title, *map(_plain, cells)] for title, cells in table.rows]
+    return aligned([[table.title, *map(_name, table.head)], [], *rows])
 
 
 def _plain(cell: Cell) -> str:

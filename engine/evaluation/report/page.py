@@ -113,3 +113,16 @@ def change(value: float) -> str:
     text = f"{value:+.2f}".replace("-", "−")
     kind = "up" if value >= 0.005 else "down" if value <= -0.005 else ""
     return f'<span class="{kind}">{text}</span>' if kind else text.replace("−", "").replace("+", "")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a terminal as lines: first column to the left, others to the right; an empty row is a rule."""
+    widths = [max(len(row[i]) for row in rows if row) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        if not row:
+            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
+            continue
+        (name, width), *numbers = zip(row, widths, strict=True)
+        lines.append("  ".join([name.ljust(width), *(cell.rjust(width) for cell, width in numbers)]))
+    return lines

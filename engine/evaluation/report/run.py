@@ -9,15 +9,17 @@ A part whose artefact is missing is left out of the page; results.json must be t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...data import languages
 from ...slices.neurons import NeuronSet
 from . import page, sections
+from .page import aligned
 from .sections import Artefacts, comet_line, domain_name, duration, metrics, score_rows, system_name
 
 
@@ -41,7 +43,7 @@ def table(results: Mapping[str, Any]) -> str:
         if len(names) > 1:
             cells += [f"{scores[-1][m] - scores[0][m]:+.2f}" if scores[0] and scores[-1] else "-" for m, _ in shown]
         rows.append(cells)
-    lines = _aligned(rows)
+    lines = aligned(rows)
     lines += ["", f"trainable parameters  {results['trainable_parameters']:,}"]
     if results.get("seconds"):
         stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
@@ -51,19 +53,6 @@ def table(results: Mapping[str, Any]) -> str:
     if results.get("report"):
         lines.append(f"report                {results['report']}")
     return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: first column to the left, others to the right; an empty row is a rule."""
-    widths = [max(len(row[i]) for row in rows if row) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        if not row:
-            lines.append("-" * (sum(widths) + 2 * len(widths) - 2))
-            continue
-        name, *numbers = zip(row, widths, strict=True)
-        lines.append("  ".join([name[0].ljust(name[1]), *(cell.rjust(width) for cell, width in numbers)]))
-    return lines
 
 
 def write_report(out_dir: str | os.PathLike[str]) -> Path:
@@ -90,9 +79,7 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
         page.section("How it was made", sections.signatures(run), *sections.settings(run)),
     ]
     path = run.folder / "report.html"
-    partial = path.with_name(".report.html.unfinished")
-    partial.write_text(page.page(title, body), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page.page(title, body))
     return path
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +17,15 @@ from torch import Tensor
 from ....kernels.histogram import BINS
 from ...common.errors import UserError
 from ...scoring.statistics import Statistics
-from .settings import Caneft
 
+Binning = Literal["quantile", "equal_width"]
+Consensus = Literal["specific", "one_vs_rest", "joint"]
 CHUNK = 1024  # neurons merged at once: the counts and running sums of four domains take 8 MB
 
 
-def mutual_information(stats: Statistics, method: Caneft) -> Tensor:
+def mutual_information(
+    stats: Statistics, bins: int = 10, binning: Binning = "quantile", reading: Consensus = "specific"
+) -> Tensor:
     """Eq. 9–10's consensus of every neuron in nats, float64 [N] in flat order."""
     samples = stats.samples.cpu()
     parts = []
@@ -29,10 +33,10 @@ def mutual_information(stats: Statistics, method: Caneft) -> Tensor:
         for layer in range(stats.layers):
             for projection, counts in stats.histogram.items():
                 for chunk in counts[:, layer].split(CHUNK, dim=1):
-                    merged = merge_bins(chunk, method, stats.lowest_octave)
+                    merged = merge_bins(chunk, bins, binning, stats.lowest_octave)
                     if not torch.equal(merged.sum(-1).cpu(), samples[:, None].expand(-1, merged.shape[1])):
                         raise UserError(f"layer {layer} {projection}: not every sentence was counted; score again")
-                    parts.append(consensus(merged, method).cpu())
+                    parts.append(consensus(merged, reading).cpu())
     return torch.cat(parts)
 
 
@@ -47,7 +51,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def merge_bins(counts: Tensor, method: Caneft, lowest_octave: int) -> Tensor:
+def merge_bins(counts: Tensor, bins: int, binning: Binning, lowest_octave: int) -> Tensor:
     """Merges fine histogram bins into the bins of Eq. 9: int32 [groups, n, 256] → int64 [groups, n, bins].
 
     quantile: fine bin b goes to bin floor(bins · (n_below + n_b/2) / N), of all domains together; in integers, exact.
@@ -58,17 +62,17 @@ def merge_bins(counts: Tensor, method: Caneft, lowest_octave: int) -> Tensor:
     """
     running = counts.cumsum(-1, dtype=torch.int32)
     pooled = running.sum(0, dtype=torch.int32)
-    step = torch.arange(1, method.bins, device=counts.device)
-    if method.binning == "quantile":
+    step = torch.arange(1, bins, device=counts.device)
+    if binning == "quantile":
         twice_middle = pooled.clone()
         twice_middle[:, 1:] += pooled[:, :-1]
-        least = -(-2 * pooled[:, -1:].to(torch.int64) * step // method.bins)  # ⌈2Nk/bins⌉
+        least = -(-2 * pooled[:, -1:].to(torch.int64) * step // bins)  # ⌈2Nk/bins⌉
         edge = torch.searchsorted(twice_middle, least.to(torch.int32))
     else:
         middle = _midpoints(lowest_octave).to(counts.device)
         low = middle[(pooled == 0).sum(-1, keepdim=True)]
         high = middle[(pooled < pooled[:, -1:]).sum(-1, keepdim=True)]
-        edge = torch.searchsorted(middle, low + (high - low) * step / method.bins)
+        edge = torch.searchsorted(middle, low + (high - low) * step / bins)
     below = running.gather(-1, (edge - 1).clamp_min(0).expand(len(counts), -1, -1))
     below = below.masked_fill_((edge == 0).expand_as(below), 0).to(torch.int64)
     ends = running.new_zeros(*running.shape[:2], 1), running[..., -1:]
@@ -82,27 +86,27 @@ def _midpoints(lowest_octave: int) -> Tensor:
     return middle.masked_fill(bin == 0, 0.0)
 
 
-def exact_bins(scores: Tensor, groups: Tensor, method: Caneft) -> Tensor:
+def exact_bins(scores: Tensor, groups: Tensor, bins: int = 10, binning: Binning = "quantile") -> Tensor:
     """Bins of Eq. 9 from scores [n, samples] themselves, by rank (equal scores share a bin) or by equal width.
 
     groups: int64 [samples]. Returns counts int64 [groups, n, bins].
     """
-    if method.binning == "quantile":
+    if binning == "quantile":
         order = scores.sort(dim=1).values
         below, up_to = torch.searchsorted(order, scores), torch.searchsorted(order, scores, right=True)
-        place = method.bins * (below + up_to) // (2 * scores.shape[1])
+        place = bins * (below + up_to) // (2 * scores.shape[1])
     else:
         low, high = scores.amin(1, keepdim=True).double(), scores.amax(1, keepdim=True).double()
-        place = (method.bins * (scores - low) / (high - low)).nan_to_num(0.0).long()
-    place = place.clamp_max(method.bins - 1)
-    counts = torch.zeros(int(groups.max()) + 1, len(scores), method.bins, dtype=torch.int64)
+        place = (bins * (scores - low) / (high - low)).nan_to_num(0.0).long()
+    place = place.clamp_max(bins - 1)
+    counts = torch.zeros(int(groups.max()) + 1, len(scores), bins, dtype=torch.int64)
     for group in range(len(counts)):
         own = place[:, groups == group]
         counts[group].scatter_add_(1, own, torch.ones_like(own))
     return counts
 
 
-def consensus(counts: Tensor, method: Caneft) -> Tensor:
+def consensus(counts: Tensor, reading: Consensus) -> Tensor:
     """Eq. 10 for one reading of it: counts int64 [groups, n, bins] → float64 [n], nats.
 
     specific: min over d of I(d) = Σ_b p(b|d) ln(p(b|d)/p(b)); one_vs_rest: min over d of I(B; [D=d]);
@@ -112,10 +116,10 @@ def consensus(counts: Tensor, method: Caneft) -> Tensor:
     counts = counts.to(torch.float64)
     pooled = counts.sum(0, keepdim=True)
     each, total = counts.sum(-1), pooled.sum(-1)
-    if method.consensus == "one_vs_rest":
+    if reading == "one_vs_rest":
         rest = divergence(pooled - counts, pooled) * (total - each)
         value = ((divergence(counts, pooled) * each + rest) / total).amin(0)
-    elif method.consensus == "joint":
+    elif reading == "joint":
         value = (divergence(counts, pooled) * each / total).sum(0)
     else:
         value = divergence(counts, pooled).amin(0)

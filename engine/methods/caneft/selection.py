@@ -1,7 +1,7 @@
 """CANEFT's selection: statistics of scores → importance, the task filter, the chosen neurons (Eq. 8 and 10).
 
     stats = Statistics.load("statistics.safetensors")
-    selection = select(stats, Caneft(neuron_ratio=0.01))
+    selection = select(stats, neuron_ratio=0.01)
     selection.neurons.save("neurons.safetensors")
 
 Flat order of neurons, in every tensor here: by layer, then projection in the shape's order, then index; it breaks ties.
@@ -10,8 +10,8 @@ What a score tells about the domain is computed in information.py.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from ...common.errors import UserError
 from ...scoring.statistics import Statistics
 from ...slices.neurons import NeuronSet
 from ..counts import share_of
-from .information import mutual_information
-from .settings import Caneft
+from .information import Binning, Consensus, mutual_information
 
 WARN_CLAMPED = 0.001
+Merge = Literal["mean", "intersection", "union"]
 
 
 @dataclass
@@ -50,18 +50,30 @@ class Selection:
     """What the user should be told, a line each."""
 
 
-def select(stats: Statistics, method: Caneft) -> Selection:
+def select(
+    stats: Statistics,
+    *,
+    task_ratio: float | None = 0.2,
+    task_merge: Merge = "mean",
+    consensus: Consensus | None = "specific",
+    bins: int = 10,
+    binning: Binning = "quantile",
+    neuron_ratio: float = 0.01,
+) -> Selection:
     """Chooses the neurons of Eq. 10: the top `neuron_ratio` by consensus among the task-relevant ones.
 
-    Raises UserError for statistics or ratios that leave nothing to choose by.
+    The options are those of settings.Caneft. Raises UserError for statistics or ratios that leave nothing to choose by.
     """
-    _check(stats, method)
+    options = {"task_ratio": task_ratio, "task_merge": task_merge, "consensus": consensus}
+    options |= {"bins": bins, "binning": binning, "neuron_ratio": neuron_ratio}
+    _check(stats, consensus, neuron_ratio)
     each = importance(stats)
     mean = each.mean(0)
-    mi = _information(stats, method, mean)
-    candidates = task_relevant(each, method)
+    _check_importance(mean)
+    mi = _information(stats, bins, binning, consensus) if consensus else None
+    candidates = task_relevant(each, task_ratio, task_merge)
     value = mean if mi is None else mi
-    chosen = _top(value, candidates, method)
+    chosen = _top(value, candidates, neuron_ratio, f"{task_ratio} (--method.task-merge {task_merge})")
     at_gamma = candidates & (value == value[chosen[-1]])
     selection = Selection(
         neurons=NeuronSet.from_flat(chosen, stats),
@@ -75,17 +87,18 @@ def select(stats: Statistics, method: Caneft) -> Selection:
         clamped_share=stats.clamped_share,
     )
     selection.warnings = _warnings(stats, selection)
-    selection.neurons.provenance = _provenance(stats, method, selection)
+    selection.neurons.provenance = _provenance(stats, options, selection)
     return selection
 
 
-def _information(stats: Statistics, method: Caneft, mean: Tensor) -> Tensor | None:
-    """Mutual information, where it is what ranks. Raises UserError where it or the mean importance tells nothing."""
+def _check_importance(mean: Tensor) -> None:
     if mean.max() == mean.min():
         raise UserError(f"every neuron has the same importance ({mean[0]:.3g}): check the weights and the loss")
-    if not method.consensus:
-        return None
-    mi = mutual_information(stats, method)
+
+
+def _information(stats: Statistics, bins: int, binning: Binning, consensus: Consensus) -> Tensor:
+    """Mutual information. Raises UserError where it tells nothing of any neuron."""
+    mi = mutual_information(stats, bins, binning, consensus)
     if mi.max() <= 0:
         raise UserError(
             "mutual information is 0 for every neuron: its scores fall in one bin or are alike in all domains "
@@ -100,42 +113,42 @@ def importance(stats: Statistics) -> Tensor:
     return (total / stats.samples[:, None, None]).flatten(1).cpu()
 
 
-def task_relevant(each: Tensor, method: Caneft) -> Tensor:
+def task_relevant(each: Tensor, task_ratio: float | None, task_merge: Merge) -> Tensor:
     """MDMTN: bool [N], the top `task_ratio` of importance [groups, N]; all where the filter is off."""
-    if method.task_ratio is None:
+    if task_ratio is None:
         return torch.ones(each.shape[1], dtype=torch.bool)
-    keep = max(1, share_of(method.task_ratio, each.shape[1]))
-    rows = each.mean(0, keepdim=True) if method.task_merge == "mean" else each
+    keep = max(1, share_of(task_ratio, each.shape[1]))
+    rows = each.mean(0, keepdim=True) if task_merge == "mean" else each
     top = torch.zeros(rows.shape, dtype=torch.bool)
     top.scatter_(1, rows.argsort(dim=1, descending=True, stable=True)[:, :keep], True)
-    return top.any(0) if method.task_merge == "union" else top.all(0)
+    return top.any(0) if task_merge == "union" else top.all(0)
 
 
-def _top(value: Tensor, candidates: Tensor, method: Caneft) -> Tensor:
-    """Flat numbers of the chosen candidates, best first."""
-    wanted, found = share_of(method.neuron_ratio, len(value)), candidates.nonzero().flatten()
+def _top(value: Tensor, candidates: Tensor, neuron_ratio: float, task_filter: str) -> Tensor:
+    """Flat numbers of the chosen candidates, best first; `task_filter` is how an error names its settings."""
+    wanted, found = share_of(neuron_ratio, len(value)), candidates.nonzero().flatten()
     if len(found) < wanted:
         raise UserError(
             f"the task filter leaves {len(found):,} neurons of the {wanted:,} wanted: raise --method.task-ratio "
-            f"{method.task_ratio} (--method.task-merge {method.task_merge}) or lower --method.neuron-ratio"
+            f"{task_filter} or lower --method.neuron-ratio"
         )
     return found[value[found].argsort(descending=True, stable=True)[:wanted]]
 
 
-def _check(stats: Statistics, method: Caneft) -> None:
+def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) -> None:
     """Refuses what cannot be chosen from, in one line."""
     empty = [name for name, samples in zip(stats.groups, stats.samples.tolist(), strict=True) if not samples]
     if empty:
         raise UserError(f"no sentence of {' '.join(empty)} was scored: check its files or take it out of --data.seen")
-    if len(stats.groups) < 2 and method.consensus:
+    if len(stats.groups) < 2 and consensus:
         raise UserError(
             f"--data.seen (or --data.pairs) names {' '.join(stats.groups)} alone: mutual information needs two or more "
             "(--method.consensus None ranks by importance)"
         )
-    wanted = share_of(method.neuron_ratio, stats.neurons)
+    wanted = share_of(neuron_ratio, stats.neurons)
     if not 0 < wanted < stats.neurons:
         which, remedy = ("no neuron", "raise") if not wanted else ("all neurons", "lower")
-        raise UserError(f"--method.neuron-ratio {method.neuron_ratio} of {stats.neurons:,} is {which}: {remedy} it")
+        raise UserError(f"--method.neuron-ratio {neuron_ratio} of {stats.neurons:,} is {which}: {remedy} it")
     for layer in range(stats.layers):
         for projection, total in stats.total.items():
             if not torch.isfinite(total[:, layer]).all():
@@ -163,10 +176,10 @@ def _warnings(stats: Statistics, selection: Selection) -> list[str]:
     return lines
 
 
-def _provenance(stats: Statistics, method: Caneft, selection: Selection) -> dict[str, Any]:
+def _provenance(stats: Statistics, options: dict[str, Any], selection: Selection) -> dict[str, Any]:
     return {
         "method": "caneft",
-        "options": asdict(method),
+        "options": options,
         "sentences": selection.samples,
         "candidates": selection.candidates,
         "gamma": selection.gamma,

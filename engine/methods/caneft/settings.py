@@ -6,17 +6,16 @@ Translation". Selection itself is in selection.py and information.py; this is wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
 from ...common.errors import UserError
+from ...models.shapes import ModelShape
+from ...scoring.statistics import Statistics
+from ...slices.neurons import NeuronSet
+from ..counts import Trainable, trainable
 from ..method import Method
-
-if TYPE_CHECKING:
-    from ...models.shapes import ModelShape
-    from ...scoring.statistics import Statistics
-    from ...slices.neurons import NeuronSet
-    from ..counts import Trainable
+from .selection import select
 
 
 @dataclass
@@ -49,15 +48,18 @@ class Caneft(Method):
             raise UserError(f"--method.bins {self.bins}: must be at least 2")
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        from ..counts import trainable
-
         return trainable(shape, self.neuron_ratio)
 
     def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
-        from .selection import select
-
-        selection = select(stats, self)
+        selection = select(stats, **asdict(self))
         return selection.neurons, selection.warnings
+
+    @property
+    def leads(self) -> bool:
+        return self.task_ratio is not None and self.consensus is not None
+
+    def how_many(self) -> str:
+        return f"= {100 * self.neuron_ratio:g} % of them"
 
 
 @dataclass
@@ -68,7 +70,9 @@ class Rcn(Caneft):
     title: ClassVar[str] = "RCN"
 
     def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
-        from ...slices.neurons import NeuronSet
-
         like, warnings = super().select(stats, shape, seed)
         return NeuronSet.random(like, like=like, seed=seed), warnings
+
+    @property
+    def leads(self) -> bool:
+        return False

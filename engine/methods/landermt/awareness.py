@@ -1,26 +1,21 @@
 """What LANDeRMT makes of a detection pass: relevant layers, general and specific units, each pair's share. Float64.
 
     takes = relevant(layer_relevance(hidden, output, "scalar"), k=4, own=False)
-    owner = owners(phi, method)                              # of one layer, phi [languages, units]
+    owner = owners(phi, general=90, nobody=0)                # of one layer, phi [languages, units]
     share = general_share(phi, owner, own)                   # of every pair
 
-`routes` puts them together for all layers. Pure functions of what `detection.py` has counted; every reading that the
-paper leaves open is a field of `methods/landermt.py`. Ties are broken by layer, by index, by language.
+`Landermt.routes_of` puts them together for all layers. Pure functions of what `detection.py` has counted; every reading
+that the paper leaves open is a field of `Landermt` (settings.py). Ties are broken by layer, by index, by language.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .routes import GENERAL, NOBODY, Routes
-
-if TYPE_CHECKING:
-    from .detection import Detection
-    from .settings import Landermt
+from .routes import GENERAL, NOBODY
 
 
 def layer_relevance(hidden: Tensor, output: Tensor, activation: Literal["scalar", "vector"]) -> Tensor:
@@ -46,13 +41,12 @@ def relevant(relevance: Tensor, k: int, own: bool) -> Tensor:
     return torch.zeros(pairs, layers, dtype=torch.bool).scatter(1, order[:, :k], True)
 
 
-def owners(phi: Tensor, method: Landermt) -> Tensor:
+def owners(phi: Tensor, general: int, nobody: int) -> Tensor:
     """int16 [units]: GENERAL, NOBODY, or the language of highest awareness, for one layer (Eq. 5).
 
     phi float64 [languages, units]. Of the units that are above the awareness floor those of lowest variance over
-    languages are general; `Landermt.split` has the counts.
+    languages are general; `Landermt.split` gives the counts.
     """
-    general, _, nobody = method.split(phi.shape[1])
     owner = phi.argmax(0).to(torch.int16)
     owner[phi.amax(0).argsort(stable=True)[:nobody]] = NOBODY
     variance = phi.var(0, correction=0).masked_fill(owner == NOBODY, torch.inf)
@@ -71,28 +65,3 @@ def general_share(phi: Tensor, owner: Tensor, own: Tensor) -> Tensor:
     general = (mean * (owner == GENERAL)).sum(1)
     total = general + (mean * specific).sum(1)
     return torch.where(total > 0, general / total.where(total > 0, torch.ones_like(total)), 1.0)
-
-
-def routes(detection: Detection, method: Landermt) -> Routes:
-    """Layers, owners and shares of every pair. Raises UserError where the model has fewer than k layers."""
-    phi, relevance = detection.awareness, detection.relevance(method.activation)
-    method.check_depth(phi.shape[1])
-    takes = relevant(relevance, method.k, method.layers == "per_pair")
-    layers = takes.any(0).nonzero().flatten().tolist()
-    own = torch.tensor([[name in pair.split("-") for name in detection.languages] for pair in detection.pairs])
-    owner = [owners(phi[:, layer], method) for layer in layers]
-    share = torch.stack([general_share(phi[:, i], o, own) for i, o in zip(layers, owner, strict=True)], 1)
-    about = {"method": method.kind, "options": asdict(method), "relevance": relevance.tolist()}
-    return Routes(
-        pairs=detection.pairs,
-        languages=detection.languages,
-        layers=tuple(layers),
-        takes=takes[:, layers],
-        owner=torch.stack(owner),
-        share=(1 - share if method.car == "literal" else share).to(torch.float32),
-        car=method.car,
-        site=method.car_site,
-        total_layers=phi.shape[1],
-        intermediate=phi.shape[2],
-        provenance=about | {"sentences": dict(zip(detection.languages, detection.sentences.tolist(), strict=True))},
-    )

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...common import sealed
+from ...common import distributed, sealed
 from ...common.errors import UserError
 from ...data.languages import languages_of
 from ...scoring.statistics import by_group
@@ -100,14 +99,7 @@ class Detection:
 
     def all_reduce(self) -> None:
         """Sums over the ranks of torch.distributed, in place; does nothing where it is not initialised."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        nccl = dist.get_backend() == "nccl"
-        for tensor in self._tensors().values():
-            part = tensor.to(torch.device("cuda", torch.cuda.current_device())) if nccl else tensor
-            dist.all_reduce(part)
-            if part is not tensor:
-                tensor.copy_(part)
+        distributed.add_over_ranks(self._tensors().values())
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
         """Writes a sealed safetensors file, renamed into place."""

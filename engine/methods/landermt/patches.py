@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...common.checkpoint import masters
 from ...models.sites import checkpoint_sites
 from ...slices.patches import Patch
 from .routes import Routes
@@ -23,20 +24,19 @@ from .routing import Trains, owned_units
 
 def patches(base: Path, routes: Routes, tensors: dict[str, Tensor], trains: Trains = "all") -> dict[str, Patch]:
     """What a checkpoint of routed training changes in the base: tensor name → rows, columns, or the whole of it."""
-    masters = {name.removeprefix("master/"): t for name, t in tensors.items() if name.startswith("master/")}
-    sites, found = checkpoint_sites(base), {}
+    trained, sites, found = masters(tensors), checkpoint_sites(base), {}
     for position, layer in enumerate(routes.layers):
         owned = owned_units(routes, position, trains)
         index = torch.cat([units for units, _ in owned.values()]) if owned else None
         *_, last = sites[layer].projections
         for role, child in sites[layer].projections.items() if owned else ():
             name, (axis, kind) = f"{sites[layer].name}.{child}", _kind(role == last)
-            values = torch.cat([masters.pop(f"{name}.{kind}.{owner}") for owner in owned])
+            values = torch.cat([trained.pop(f"{name}.{kind}.{owner}") for owner in owned])
             found[f"{name}.weight"] = Patch(axis, index, values)
-            bias = [masters.pop(f"{name}.bias_rows.{owner}", None) for owner in owned]
+            bias = [trained.pop(f"{name}.bias_rows.{owner}", None) for owner in owned]
             if bias[0] is not None:
                 found[f"{name}.bias"] = Patch("row", index, torch.cat(bias))
-    return found | {name: Patch(None, None, t) for name, t in masters.items() if ".shares." not in name}
+    return found | {name: Patch(None, None, t) for name, t in trained.items() if ".shares." not in name}
 
 
 def _kind(last: bool) -> tuple[str, str]:
@@ -47,9 +47,9 @@ def trained(base: Path, routes: Routes, tensors: dict[str, Tensor]) -> Routes:
     """The routes with the shares as a checkpoint has learned them; without learned shares, as they were."""
     if routes.car != "learned":
         return routes
-    sites, share = checkpoint_sites(base), routes.share.clone()
+    learned, sites, share = masters(tensors), checkpoint_sites(base), routes.share.clone()
     for position, layer in enumerate(routes.layers):
         for row, pair in enumerate(routes.pairs):
             if routes.takes[row, position]:
-                share[row, position] = torch.sigmoid(tensors[f"master/{sites[layer].name}.shares.{pair}"])
+                share[row, position] = torch.sigmoid(learned[f"{sites[layer].name}.shares.{pair}"])
     return replace(routes, share=share)

@@ -11,22 +11,21 @@ Next: routing.py, which puts them into a model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ....kernels.common.outputs import wide
 from ....kernels.gated.op import gated_backward, gated_forward
 from ....kernels.plain.op import plain_backward, plain_forward
 from ....kernels.slice_gradient import compact_gradient
 from ...common.errors import UserError
+from ...data.batching import Batch
 from ...models.sites import FFNSite
 from ...slices.fused import FusedFFN, operands, weights
 from .owned import OwnedLinear
-
-if TYPE_CHECKING:
-    from ...data.batching import Batch
 
 
 class Router:
@@ -108,7 +107,7 @@ class RoutedFFN(FusedFFN):
         if self.shares is None:
             return self.gains
         logits = torch.cat(list(self.shares.values()))
-        return self.gains + torch.sigmoid(logits.to(_wide(logits)))[:, None] * self.slope
+        return self.gains + torch.sigmoid(logits.to(wide(logits)))[:, None] * self.slope
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         slots = [p for linear in self.linears() if isinstance(linear, OwnedLinear) for p in linear.slots()]
@@ -221,7 +220,7 @@ def _slot_gradients(
                 bias = (bias * ffn.takes[:, None]).sum(0)
             grads += linear.gradients(units, x, bias)
     if isinstance(last, OwnedLinear):
-        grads += last.gradients(pull.h, dy, dy.sum(0, dtype=_wide(dy)))
+        grads += last.gradients(pull.h, dy, dy.sum(0, dtype=wide(dy)))
     return grads
 
 
@@ -248,7 +247,3 @@ def _runs(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _index(linear: nn.Linear | OwnedLinear) -> Tensor | None:
     return linear.index if isinstance(linear, OwnedLinear) else None
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

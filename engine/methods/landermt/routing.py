@@ -110,11 +110,11 @@ def attach(
 
 def _own(ffn: RoutedFFN, owned: dict[str, tuple[Tensor, frozenset[str]]], whole_bias: bool) -> None:
     units = {owner: index for owner, (index, _) in owned.items()}
-    last = list(ffn.names)[-1]
-    for role in ffn.names:
+    last = list(ffn.roles)[-1]
+    for role in ffn.roles:
         linear = ffn.projection(role)
         split = OwnedLinear(linear, int(role == last), units, whole_bias and role == last)
-        setattr(ffn, ffn.names[role], split)
+        setattr(ffn, ffn.roles[role], split)
         for slices in (split.rows, split.columns, split.bias_rows):
             for owner, p in slices.items():
                 p.update_group = UpdateGroup(owned[owner][1])

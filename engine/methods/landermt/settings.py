@@ -8,27 +8,30 @@ How |∂L/∂h·h| is reduced over a sentence's tokens is --score.token-reduce, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from decimal import ROUND_FLOOR, Decimal
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 
 from ...common.errors import UserError
-from ...slices.patches import whole_patches
+from ...models.shapes import ModelShape
+from ...models.sites import find_ffns
+from ...slices.neurons import NeuronSet
+from ...slices.patches import Patch, whole_patches
+from ..counts import Trainable, block_values, frozen_values, unit_weights
 from ..method import Method
+from .awareness import general_share, owners, relevant
+from .detection import SCORES, Detection
+from .patches import patches
+from .routes import ROUTES, Routes
+from .routing import attach, owned_units
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
-
-    from ...models.shapes import ModelShape
-    from ...run.config import RunConfig
-    from ...slices.neurons import NeuronSet
-    from ...slices.patches import Patch
-    from ..counts import Trainable
-    from .routes import Routes
 
 
 class Split(NamedTuple):
@@ -86,6 +89,36 @@ class Landermt(Method):
         if not 0 < self.share_rate < math.inf:
             raise UserError(f"--method.share-rate {self.share_rate}: must be above 0")
 
+    def routes_of(self, detection: Detection) -> Routes:
+        """Layers, owners and shares of every pair. Raises UserError where the model has fewer than k layers."""
+        phi, relevance = detection.awareness, detection.relevance(self.activation)
+        self.check_depth(phi.shape[1])
+        takes = relevant(relevance, self.k, self.layers == "per_pair")
+        layers = takes.any(0).nonzero().flatten().tolist()
+        own = torch.tensor([[name in pair.split("-") for name in detection.languages] for pair in detection.pairs])
+        owner = [self.owners(phi[:, layer]) for layer in layers]
+        share = torch.stack([general_share(phi[:, i], o, own) for i, o in zip(layers, owner, strict=True)], 1)
+        sentences = dict(zip(detection.languages, detection.sentences.tolist(), strict=True))
+        about = {"method": self.kind, "options": asdict(self), "relevance": relevance.tolist(), "sentences": sentences}
+        return Routes(
+            pairs=detection.pairs,
+            languages=detection.languages,
+            layers=tuple(layers),
+            takes=takes[:, layers],
+            owner=torch.stack(owner),
+            share=(1 - share if self.car == "literal" else share).to(torch.float32),
+            car=self.car,
+            site=self.car_site,
+            total_layers=phi.shape[1],
+            intermediate=phi.shape[2],
+            provenance=about,
+        )
+
+    def owners(self, phi: Tensor) -> Tensor:
+        """int16 [units] of one layer (Eq. 5), phi float64 [languages, units]: awareness.owners with these counts."""
+        general, _, nobody = self.split(phi.shape[1])
+        return owners(phi, general, nobody)
+
     def split(self, units: int) -> Split:
         """How many of a layer's `units` are general, specific and nobody's (Eq. 5): counts are rounded down."""
         nobody = _floor(self.awareness_floor, units)
@@ -99,8 +132,6 @@ class Landermt(Method):
         With `per_pair` layers they are those of k layers at least, if all pairs agree, which counts as expected too,
         and of all layers at most. Raises UserError where the model has fewer than k layers.
         """
-        from ..counts import Trainable, unit_weights
-
         self.check_depth(shape.layers)
         general, specific, _ = self.split(shape.intermediate)
         units = general * (self.trains_units != "specific") + specific * (self.trains_units != "general")
@@ -115,20 +146,14 @@ class Landermt(Method):
         if self.k > layers:
             raise UserError(f"--method.k {self.k}: the model has {layers} layers")
 
-    def prepare(self, model: nn.Module, routes: Routes, config: RunConfig) -> None:
-        """Route the model and make the slices of every owner trainable; a run of one pair has domains for groups."""
-        from .routing import attach
-
-        data = config.data
-        groups = data.pairs or (data.pair,) * len(data.seen)
-        units, recompute = self.trains_units, config.model.recompute_ffn
-        attach(model, routes, groups, units, self.attention, self.share_rate, recompute)
+    def prepare(
+        self, model: nn.Module, chosen: Routes, *, groups: Sequence[str], recompute: bool = False, **_: Any
+    ) -> None:
+        """Route the model and make the slices of every owner trainable."""
+        attach(model, chosen, groups, self.trains_units, self.attention, self.share_rate, recompute)
 
     def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
         """The units that training changed, as audit.py holds a run to them."""
-        from ...slices.neurons import NeuronSet
-        from .routing import owned_units
-
         slices = {}
         for position, layer in enumerate(routes.layers):
             units = [index for index, _ in owned_units(routes, position, self.trains_units).values()]
@@ -140,8 +165,6 @@ class Landermt(Method):
 
     def trained_whole(self, routes: Routes, model: nn.Module) -> set[str]:
         """Names of the tensors that training changed as a whole; `model` may be without memory."""
-        from ...models.sites import find_ffns
-
         sites, found = find_ffns(model), set()
         for site in (sites[layer] for layer in routes.layers if self.attention and self.trains_units != "specific"):
             *first, last = (f"{site.name}.{child}" for child in site.projections.values())
@@ -150,29 +173,26 @@ class Landermt(Method):
         return found
 
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
-        from .patches import patches
-
         return patches(base, routes, tensors, self.trains_units)
 
+    @property
+    def leaves_delta(self) -> bool:
+        return self.routed and not self.attention
 
-def block_tensors(model: nn.Module, ffn: str) -> set[str]:
-    """Names of all parameters of the block that an FFN is in."""
-    block = ffn.rpartition(".")[0]
-    return {f"{block}.{name}" for name, _ in model.get_submodule(block).named_parameters()}
+    @property
+    def statistics_file(self) -> str:
+        return SCORES
 
+    @property
+    def chosen_file(self) -> str:
+        return ROUTES
 
-def _floor(share: float, total: int) -> int:
-    """⌊share · total⌋ of the decimal number as it was written: 0.29 of 100 is 29."""
-    return int((Decimal(repr(float(share))) * total).to_integral_value(ROUND_FLOOR))
+    def load_chosen(self, run: Path) -> Routes:
+        return Routes.load(run / ROUTES)
 
-
-@dataclass
-class Lg(Landermt):
-    """Settings of detection and routing, as LANDeRMT's."""
-
-    kind: ClassVar[str] = "lg"
-    title: ClassVar[str] = "LG"
-    trains_units: ClassVar[Literal["all", "general", "specific"]] = "general"
+    def saved_values(self, shape: ModelShape) -> int:
+        """Of k blocks the mean over all, as if each were trained whole."""
+        return frozen_values(shape) + block_values(shape) * self.k // shape.layers
 
 
 @dataclass
@@ -185,30 +205,22 @@ class Layers(Landermt):
 
     def bounds(self, shape: ModelShape) -> Trainable:
         """k blocks; with `per_pair` layers k at least, if all pairs agree, which counts as expected too."""
-        from ..counts import Trainable
-
         self.check_depth(shape.layers)
         block = shape.block_parameters
         if self.layers == "shared" or self.k == shape.layers:
             return Trainable.known(self.k * block)
         return Trainable(0, self.k * block, self.k * block, shape.layers * block)
 
-    def prepare(self, model: nn.Module, routes: Routes, config: RunConfig) -> None:
-        from ...models.sites import find_ffns
-
+    def prepare(self, model: nn.Module, chosen: Routes, **_: Any) -> None:
         model.requires_grad_(False)
         sites = find_ffns(model)
-        for layer in routes.layers:
+        for layer in chosen.layers:
             model.get_submodule(sites[layer].name.rpartition(".")[0]).requires_grad_(True)
 
     def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
-        from ...slices.neurons import NeuronSet
-
         return NeuronSet({}, shape.layers, shape.widths, shape.fan_in)
 
     def trained_whole(self, routes: Routes, model: nn.Module) -> set[str]:
-        from ...models.sites import find_ffns
-
         sites = find_ffns(model)
         return {name for layer in routes.layers for name in block_tensors(model, sites[layer].name)}
 
@@ -223,3 +235,23 @@ class Ls(Landermt):
     kind: ClassVar[str] = "ls"
     title: ClassVar[str] = "LS"
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "specific"
+
+
+@dataclass
+class Lg(Landermt):
+    """Settings of detection and routing, as LANDeRMT's."""
+
+    kind: ClassVar[str] = "lg"
+    title: ClassVar[str] = "LG"
+    trains_units: ClassVar[Literal["all", "general", "specific"]] = "general"
+
+
+def block_tensors(model: nn.Module, ffn: str) -> set[str]:
+    """Names of all parameters of the block that an FFN is in."""
+    block = ffn.rpartition(".")[0]
+    return {f"{block}.{name}" for name, _ in model.get_submodule(block).named_parameters()}
+
+
+def _floor(share: float, total: int) -> int:
+    """⌊share · total⌋ of the decimal number as it was written: 0.29 of 100 is 29."""
+    return int((Decimal(repr(float(share))) * total).to_integral_value(ROUND_FLOOR))

@@ -15,10 +15,11 @@ from pathlib import Path
 from ...common.errors import UserError
 from ...common.settings import as_dict
 from ...data.config import DataConfig
+from ...data.corpus import directions, load_domain
+from ...data.prompts import resolve
 from ...methods.counts import Trainable
-from ...methods.given import Given
-from ...methods.lape import Lape
 from ...models.shapes import ModelShape
+from ...slices.neurons import NeuronSet
 from ...training.plan import Plan
 from ..config import RunConfig
 from . import memory, memory_report
@@ -50,7 +51,6 @@ def chosen(config: RunConfig, shape: ModelShape) -> Trainable:
     bounds = config.method.bounds(shape)
     if not (config.method.selects and path.is_file()):
         return bounds
-    from ...slices.neurons import NeuronSet
 
     neurons = NeuronSet.load(path)
     if (neurons.layers, neurons.widths, neurons.fan_in) != (shape.layers, shape.widths, shape.fan_in):
@@ -75,7 +75,6 @@ def corpus_of(config: RunConfig) -> Corpus:
         scored, trained = (dict.fromkeys(names, n) for n in (data.score_sentences, config.train_sentences))
         trained = _of_trained(data, trained)
         return Corpus(scored, trained, tokens, f"{note}: {CHARACTERS_PER_SENTENCE} characters a side assumed")
-    from ...data.corpus import directions, load_domain
 
     scored, characters = {}, 0
     most = max(data.score_sentences, config.train_sentences)
@@ -92,14 +91,12 @@ def corpus_of(config: RunConfig) -> Corpus:
 
 def _tokens(config: RunConfig, characters: float) -> float:
     """Tokens of a sample: both sides, the prompt's text and the template's markers; at most the limit."""
-    from ...data.prompts import resolve
-
     prompt = resolve(config.data)
     text = len(prompt.system) + len(prompt.user) + len(prompt.target)
     return min(config.data.max_length, (characters + text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS)
 
 
-def describe(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None = None) -> str:
+def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None = None) -> str:
     """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
     corpus, neurons = corpus_of(config), chosen(config, shape)
     plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
@@ -167,6 +164,7 @@ def _neurons(config: RunConfig, shape: ModelShape, chosen: Trainable) -> list[st
     widths = " + ".join(f"{width:,} {name}" for name, width in shape.widths.items())
     costs = ", ".join(f"{name} {weights:,}" for name, weights in shape.slice_weights.items())
     saved = Path(config.out) / "neurons.safetensors"
+    picked = "from --out" if saved.is_file() else config.method.how_many()
 
     def row(name: str, value: float, note: str) -> str:
         return f"  {name:11} {round(value):>15,}  = {100 * value / shape.parameters:.2f} % of the model; {note}"
@@ -175,7 +173,7 @@ def _neurons(config: RunConfig, shape: ModelShape, chosen: Trainable) -> list[st
         "Neurons and trainable parameters",
         f"  parameters  {shape.parameters:>15,}  in the model",
         f"  neurons     {shape.neurons:>15,}  = {shape.layers} layers × ({widths})",
-        f"  chosen      {chosen.neurons:>15,}  {_picked(config, chosen, saved)}; weights of one: {costs}",
+        f"  chosen      {chosen.neurons:>15,}  {picked}; weights of one: {costs}",
     ]
     if chosen.minimum < chosen.maximum:
         ratio = f"{100 * config.method.neuron_ratio:g} %"
@@ -187,21 +185,6 @@ def _neurons(config: RunConfig, shape: ModelShape, chosen: Trainable) -> list[st
     if chosen.exact is not None:
         lines.append(row("exact", chosen.exact, str(saved) if saved.is_file() else config.method.title))
     return lines
-
-
-def _picked(config: RunConfig, chosen: Trainable, saved: Path) -> str:
-    """Where the number of chosen neurons comes from."""
-    if saved.is_file():
-        return "from --out"
-    method = config.method
-    if isinstance(method, Given):
-        return f"slices in {' '.join(method.files)}"
-    what = "FFN units, gate and up row and down column each" if isinstance(method, Lape) else "them"
-    return (
-        f"= as many as match {method.match}"
-        if getattr(method, "match", "")
-        else f"= {100 * method.neuron_ratio:g} % of {what}"
-    )
 
 
 def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[str]:

@@ -7,35 +7,20 @@ autograd's saved tensors (tests/engine/test_estimate.py). Next: memory_report.py
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ....kernels.histogram import BINS
 from ...data.languages import languages_of
-from ...methods.adapter import Adapter, AdapterLora
-from ...methods.base import Full
-from ...methods.counts import linears
-from ...methods.landermt.settings import Landermt
-from ...methods.llama_pro import LlamaPro
-from ...methods.lora import Lora
-from ...models.attention import no_varlen_of_shape
+from ...models.attention import likely_path
 from ...models.shapes import ModelShape
+from ...scoring import passes
 from ...scoring.cross_entropy import CHUNK
 from ..config import RunConfig
 
-BINS = 256
-"""Histogram bins of a neuron and domain."""
 PREDICTING = 0.5
 """Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
-FREE_SHARE = 0.4
-"""Counts stay on the device where this share of what the weights leave free holds them (scoring.counts_device)."""
-
-ATTENTION_INPUTS = frozenset({"query_key_value", "q_proj", "k_proj", "v_proj"})
-FFN_INPUTS = frozenset({"gate_proj", "up_proj", "dense_h_to_4h"})
-FFN_OUTPUTS = frozenset({"down_proj", "dense_4h_to_h"})
-"""Linear layers by what they read: the normed residual stream of the attention, that of the FFN, or h."""
-
 
 BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size: stages 2 and 3 keep a buffer of so many gradients and reduce them when it is full."""
@@ -62,15 +47,8 @@ def value_bytes(config: RunConfig) -> int:
 
 
 def attention_path(config: RunConfig, shape: ModelShape) -> str:
-    """`flash`, `varlen`, `sdpa` or `eager`: what `auto` finds on a GPU and what the architecture allows.
-
-    varlen and sdpa cap no logits (Gemma-2) and transformers' BLOOM has its own attention: those fall back to eager.
-    """
-    choice = config.model.attention
-    if choice == "auto":
-        fits = value_bytes(config) == 2 and not no_varlen_of_shape({"head_dim": shape.head_dim})
-        choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if fits else "sdpa"
-    return "eager" if not shape.gated or (shape.softcap and choice in ("varlen", "sdpa")) else choice
+    """What attention a run takes on a GPU."""
+    return likely_path(config.model.attention, value_bytes(config) == 2, shape)
 
 
 def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int, ffn: int | None = None) -> int:
@@ -93,33 +71,6 @@ def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int
     return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
 
 
-def module_values(config: RunConfig, shape: ModelShape) -> int | None:
-    """Values a token that a block's own modules save in the place of the fused FFN's; None where it is fused.
-
-    gate, act(gate), up (BLOOM's GELU saves its input alone); where weights or adapters are trained, the inputs of all
-    linear layers too: x of the FFN, h, and the attention's x; DoRA two of each layer's output. A full fine-tuning's
-    norms save their normalised input. A bottleneck adapter saves its input and its units before and after the GELU. Of
-    LANDeRMT's k blocks the mean over all is taken, as if each were trained whole.
-    """
-    method = config.method
-    if method.selects:
-        return None
-    frozen = (3 if shape.gated else 1) * shape.intermediate
-    if isinstance(method, LlamaPro):
-        return frozen
-    if isinstance(method, Adapter):
-        return frozen + 2 * (shape.hidden + 2 * method.width) + isinstance(method, AdapterLora) * shape.hidden
-    layers = linears(shape)
-    trained = {name: layers[name] for name in method.layers(shape)} if isinstance(method, Lora) else layers
-    reads = {ATTENTION_INPUTS: shape.hidden, FFN_INPUTS: shape.hidden, FFN_OUTPUTS: shape.intermediate}
-    inputs = sum(width for names, width in reads.items() if not names.isdisjoint(trained))
-    if isinstance(method, Lora) and method.magnitude:
-        inputs += 2 * sum(outputs for _, outputs in trained.values())
-    if isinstance(method, (Full, Landermt)):
-        inputs += shape.gated * shape.norms * shape.hidden
-    return frozen + (inputs * method.k // shape.layers if isinstance(method, Landermt) else inputs)
-
-
 def activations(
     config: RunConfig, shape: ModelShape, tokens: int, sequence: int, checkpointing: bool | None = None
 ) -> Part:
@@ -129,7 +80,7 @@ def activations(
     """
     width, path = value_bytes(config), attention_path(config, shape)
     path = "rows" if path == "sdpa" and sequence < tokens else path  # padded rows have no mask
-    block = saved_per_token(shape, width, path, sequence, module_values(config, shape))
+    block = saved_per_token(shape, width, path, sequence, config.method.saved_values(shape))
     if config.model.activation_checkpointing if checkpointing is None else checkpointing:
         size = tokens * (shape.layers * shape.hidden * width + block)
         formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
@@ -144,7 +95,7 @@ def _transient(config: RunConfig, shape: ModelShape, tokens: int) -> Iterator[Pa
     chunk, size = min(rows, CHUNK // shape.vocab), 12 if shape.softcap else 8
     formula = f"{chunk:,} of {rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities)"
     yield Part("logits", formula, chunk * shape.vocab * size)
-    if isinstance(config.method, Full) and width == 2:
+    if config.method.sums_head and width == 2:
         formula = f"{shape.vocab:,} × {shape.hidden:,} × 6 B (its sum in fp32, and a chunk's)"
         yield Part("the output head's gradient", formula, shape.vocab * shape.hidden * 6)
     values = (4 if shape.gated else 3) * shape.intermediate + 2 * shape.hidden
@@ -214,7 +165,7 @@ def training(
     weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
     parts = [
         Part(
-            "weights and slices" if config.method.selects or config.method.routed else "weights",
+            "weights and slices" if config.method.trains_slices else "weights",
             f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
             (shape.parameters + beside) * width // weights,
         ),
@@ -245,12 +196,12 @@ def _over(ranks: int) -> str:
 
 def counts_bytes(config: RunConfig, shape: ModelShape) -> int:
     """int32 histogram counts of all seen domains (of all directions where there are several)."""
-    return 4 * BINS * len(config.data.groups) * shape.neurons
+    return passes.counts_bytes(len(config.data.groups), shape)
 
 
 def counts_threshold(config: RunConfig, shape: ModelShape) -> float:
     """GPU memory from which `--score.counts auto` keeps the counts on the device."""
-    return shape.parameters * value_bytes(config) + counts_bytes(config, shape) / FREE_SHARE
+    return shape.parameters * value_bytes(config) + counts_bytes(config, shape) / passes.FREE_SHARE
 
 
 def counts_on_host(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> bool:

@@ -60,8 +60,8 @@ def training(
 def _training_parts(
     config: RunConfig, shape: ModelShape, world: int, counts: Trainable, micro: int
 ) -> list[memory.Part]:
-    beside = counts.likely if config.method.selects or config.method.routed else counts.added
-    return memory.training(config, shape, world, counts.likely, micro * config.data.max_length, beside)
+    beside, tokens = config.method.beside(counts), micro * config.data.max_length
+    return memory.training(config, shape, world, counts.likely, tokens, beside)
 
 
 def fit(config: RunConfig, shape: ModelShape, world: int, counts: Trainable, micro: int, gpu_memory: int) -> list[str]:

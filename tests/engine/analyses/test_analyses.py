@@ -19,6 +19,7 @@ import toys
 from scipy import stats as scipy_stats
 from sklearn.metrics import mutual_info_score
 
+from slicetune.engine import commands
 from slicetune.engine.analyses import change, chosen, control, ratios, readings, silence, verdicts
 from slicetune.engine.analyses import paired as paired_module
 from slicetune.engine.analyses.paired import Paired, holm, paired, sentence_losses
@@ -361,7 +362,7 @@ def test_changes_are_those_of_the_trained_weights(tmp_path):
             pytest.approx(float(torch.cat(expected[place]).mean())),
             len(torch.cat(expected[place])),
         )
-    change.main([str(run)])
+    commands.main(["ask", "change", str(run)])
     rows = list(csv.reader((run / "analyses" / "change-thirds.csv").open()))
     assert rows[0] == ["projection", "layers", "caneft", "caneft, weights"]
     (run / "chosen.json").write_text('{"checkpoint": "sweep/lr-0.003/checkpoints/step-50", "learning_rate": 0.003}')

@@ -15,6 +15,7 @@ import torch
 import toys
 from toys import bytes_tokenizer, model_of_bytes
 
+from slicetune.engine import commands
 from slicetune.engine.analyses import source
 from slicetune.engine.analyses.landermt import awareness, projections, ranges, transfer, variants
 from slicetune.engine.analyses.paired import losses
@@ -28,10 +29,9 @@ from slicetune.engine.methods.landermt.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.methods.landermt.settings import Landermt
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.sites import find_ffns
-from slicetune.engine.run import choose as choosing_stages
-from slicetune.engine.run import detect as detection_stages
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.run.job import Run
+from slicetune.engine.run.job import Job
+from slicetune.engine.run.run import Run
 from slicetune.engine.scoring.loss import target_losses
 from slicetune.engine.training.config import TrainConfig
 
@@ -52,9 +52,9 @@ def folder(tmp_path_factory) -> Path:
             path.write_text("".join(json.dumps({"translation": row}) + "\n" for row in rows))
     data = DataConfig(dir=str(root / "data"), pairs=PAIRS, seen=("it",), unseen=(), score_sentences=3, dev_sentences=2)
     out, model = root / "out", ModelConfig(path=str(root / "model"))
-    run = Run(RunConfig(out=str(out), model=model, data=data, method=Landermt(k=1, epsilon=0.5)))
-    choosing_stages.score(run)
-    detection_stages.select(run)
+    run = Run(Job(RunConfig(out=str(out), model=model, data=data, method=Landermt(k=1, epsilon=0.5))))
+    run._score()
+    run._select()
     (out / "config.json").write_text(json.dumps(as_dict(run.config)))
     return out
 
@@ -65,7 +65,7 @@ def table(folder: Path, name: str) -> list[list[str]]:
 
 
 def test_awareness_command(folder):
-    awareness.main([str(folder)])
+    commands.main(["ask", "awareness", str(folder)])
     found = Detection.load(folder / "awareness.safetensors")
     moves = table(folder, "awareness-activation")
     assert len(moves) == 2 * 2
@@ -153,7 +153,7 @@ def test_a_silenced_unit_is_a_column_of_zeros(make):
 
 
 def test_ranges_command(folder):
-    ranges.main([str(folder), "--sentences", "2"])
+    commands.main(["ask", "ranges", str(folder), "--sentences", "2"])
     rows = table(folder, "ranges-losses")
     kinds = [row[1] for row in rows if row[0] == "de-en"]
     assert kinds[0] == "nothing"
@@ -200,12 +200,12 @@ def test_pre_activations_are_each_sentences_own():
 
 
 def test_projections_command(folder):
-    projections.main([str(folder), "--sentences", "3"])
+    commands.main(["ask", "projections", str(folder), "--sentences", "3"])
     rows = table(folder, "projections-variance")
     assert [row[0] for row in rows] == ["general", "specific"]
     assert len(table(folder, "projections-points")) == 2 * 3 * 3
     with pytest.raises(SystemExit) as ended:
-        projections.main([str(folder), "--layer", "7"])
+        commands.main(["ask", "projections", str(folder), "--layer", "7"])
     assert ended.value.code == 2
 
 
@@ -232,7 +232,7 @@ def finished(folder: Path, trained: tuple[str, ...], scores: dict[str, float], b
 def test_transfer_command(tmp_path):
     one = finished(tmp_path / "one", ("de-en",), {"de-en": 4.0, "en-fr": 0.5})
     other = finished(tmp_path / "other", (), {"de-en": 2.0, "en-fr": 5.0}, base=False)
-    transfer.main([str(one), str(other)])
+    commands.main(["ask", "transfer", str(one), str(other)])
     rows = table(one, "transfer-bleu")
     assert rows == [["de-en", "3.0", "-0.5"], ["de-en en-fr", "1.0", "4.0"]]
     assert table(one, "transfer-chrf")[0] == ["de-en", "5.0", "-2.0"]
@@ -242,7 +242,7 @@ def test_transfer_command(tmp_path):
 
 def test_variants_are_the_run_with_one_thing_changed(tmp_path):
     run = finished(tmp_path / "run", (), {"de-en": 4.0, "en-fr": 0.5})
-    config = variants.read_config(run)
+    config = variants.read_run(run)
     given = variants.Arguments(str(run), k=(0, 2), epsilon=(0.5,), rates=(1e-5, 1e-4), seeds=(0, 3))
     found = variants.variants(given, config, 1e-5)
     assert list(found) == [
@@ -300,7 +300,7 @@ def test_shares_are_of_every_layer_that_a_pair_is_routed_in(tmp_path):
 def test_commands_that_train_on_two_ranks(folder, pool, tmp_path):
     """k = 1 is the run itself; the other run trains one direction; the tables have what the results say."""
     config = replace(
-        variants.read_config(folder),
+        variants.read_run(folder),
         out=str(tmp_path),
         method=Landermt(k=1, epsilon=0.5, car="learned", share_rate=30.0),
         model=ModelConfig(path=str(folder.parent / "model"), dtype="float32"),

@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_old_ones(root, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(checkpoint, "sync", full)
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save(root / "step-20", TENSORS, {"step": 20})
     assert sorted(p.name for p in root.iterdir()) == ["step-10", "step-2"]

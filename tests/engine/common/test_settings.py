@@ -10,7 +10,7 @@ from slicetune.engine.methods.caneft.settings import Caneft, Rcn
 from slicetune.engine.methods.kinds import method_from
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.methods.lora import Lora
-from slicetune.engine.run.config import RunConfig, read_config
+from slicetune.engine.run.config import RunConfig, read_run
 from slicetune.engine.training.config import TrainConfig
 
 
@@ -18,8 +18,8 @@ from slicetune.engine.training.config import TrainConfig
 def test_settings_are_read_as_they_were_written(tmp_path, method):
     config = RunConfig(out="x", method=method, train=TrainConfig(sweep=(1e-5, 1e-3)), seed=5)
     (tmp_path / "config.json").write_text(json.dumps(as_dict(config)))
-    assert read_config(tmp_path) == config
-    assert type(read_config(tmp_path).method) is type(method)
+    assert read_run(tmp_path) == config
+    assert type(read_run(tmp_path).method) is type(method)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_settings_are_read_as_they_were_written(tmp_path, method):
 def test_broken_settings_are_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: not the settings of a run"):
-        read_config(tmp_path)
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("stored", [{}, {"kind": "x"}, {"kind": {}}, {"kind": "caneft", "y": 1}])

@@ -22,7 +22,7 @@ from slicetune.engine.methods.base import Base
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.run import measure
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.run.job import Run
+from slicetune.engine.run.run import run_one
 from slicetune.engine.run.stages import Stages
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -65,7 +65,7 @@ def ask(out: Path, python: str, model: str = "default", systems: tuple[str, ...]
         Pair(*sides, "it", i, ("de", "en"))
         for i, sides in enumerate(zip(TEXTS["source"], references(out), strict=True))
     ]
-    return measure.stage(config, systems, Stages(out), lambda: {"it": pairs})
+    return measure.comet_stage(config, systems, Stages(out), lambda: {"it": pairs})
 
 
 def results(out: Path, said: dict) -> dict:
@@ -168,11 +168,11 @@ def test_asking_later_undoes_nothing(fake, tmp_path, capsys):
         evaluate=EvaluateConfig(max_new_tokens=8),
     )
     (tmp_path / "out").mkdir()
-    plain = Run(config).all()
+    plain = run_one(config)
     stages = json.loads((tmp_path / "out/stages.json").read_text())
     config.evaluate = EvaluateConfig(max_new_tokens=8, comet="default", comet_python=fake)
     capsys.readouterr()
-    found = Run(config).all()
+    found = run_one(config)
     said = capsys.readouterr().out
     assert "[translate base] done before" in said
     assert {k: v for k, v in json.loads((tmp_path / "out/stages.json").read_text()).items() if k != "comet"} == stages
@@ -182,7 +182,7 @@ def test_asking_later_undoes_nothing(fake, tmp_path, capsys):
     assert set(found["systems"]["base"]["averages"]["all"]) == {"bleu", "chrf", "comet"}
     assert comet.DEFAULT in (tmp_path / "out/report.html").read_text()
     config.evaluate = EvaluateConfig(max_new_tokens=8)
-    assert "comet" not in Run(config).all()
+    assert "comet" not in run_one(config)
     readme = (
         (SUPPORT.parents[1] / "README.md").read_text().split("`results.json` holds")[1].split("What a method does")[0]
     )

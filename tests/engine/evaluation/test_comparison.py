@@ -183,7 +183,7 @@ def test_a_comparison_as_a_program(tmp_path):
     small += ["--data.train-sentences", "6", "--data.dev-sentences", "4", "--data.test-sentences", "3"]
     small += ["--train.epochs", "1", "--train.report-to", "--evaluate.max-new-tokens", "8"]
     recipes = [str(RECIPES / f"{name}_tiny.py") for name in ("base", "lape", "caneft")]
-    command = [sys.executable, "-m", "slicetune.engine.run.compare", *recipes, "--seeds", "0", "1"]
+    command = [sys.executable, "-m", "slicetune.engine", "compare", *recipes, "--seeds", "0", "1"]
     command += ["--out", str(tmp_path / "out"), *small, "--train.sweep", "1e-3", "1e-2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

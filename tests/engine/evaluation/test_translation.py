@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from toys import bytes_tokenizer, model_of_bytes
 from slicetune.engine.common.files import read_lines, write_lines
 from slicetune.engine.data import prompts
 from slicetune.engine.data.records import Pair
-from slicetune.engine.evaluation import translation
 from slicetune.engine.evaluation.translation import end_tokens, gather, one_line, translate
 
 PROMPT = prompts.Prompt(system="{src} to {tgt}. {domain}.")
@@ -113,7 +113,7 @@ def test_files_keep_lines_and_replace_only_when_complete(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(translation.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_lines(path, ["new"])
     assert read_lines(path) == ["ä", "", "c d"]

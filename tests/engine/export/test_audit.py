@@ -69,7 +69,7 @@ def test_a_trained_model_passes_with_its_counts(tmp_path, capsys):
     assert report.allowed == {"gate": 64, "up": 0, "down": 32}
     assert report.changed == {"gate": 64, "down": 32}
     assert report.weights == sum(t.numel() for p in base.glob("*.safetensors") for t in load_file(p).values())
-    assert main([str(base), str(run)]) == 0
+    assert main(["audit", str(base), str(run)]) == 0
     assert "outside: none changed" in capsys.readouterr().out
 
 
@@ -85,7 +85,7 @@ def test_one_flipped_bit_beside_the_chosen_rows_is_named(tmp_path, capsys, where
     report = audit(base, run)
     assert [(d.tensor, d.count, d.positions[0][0]) for d in report.outside] == [(GATE, 1, list(where))]
     assert report.changed["gate"] == 64
-    assert main([str(base), str(run)]) == 1
+    assert main(["audit", str(base), str(run)]) == 1
     assert f"OUTSIDE, {GATE}: 1 weights differ\n    at {list(where)}: base" in capsys.readouterr().out
 
 
@@ -186,17 +186,17 @@ def test_a_set_of_another_model_is_refused(tmp_path):
 def test_the_command_itself(tmp_path):
     base, run = run_folder(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "slicetune.engine.export.audit", base, run], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "slicetune.engine", "audit", base, run], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "inside, gate: 64 of 64 weights that may change did (100.0%)" in done.stdout
     assert re.fullmatch(r"PASSED, 3 chosen slices may change: 96 of those 96 .*", done.stdout.splitlines()[-1])
-    assert main([]) == main(["a", "b", "c"]) == 2
+    assert main(["audit"]) == main(["audit", "a", "b", "c"]) == 2
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path)])
+        main(["audit", str(tmp_path)])
     assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
-        main([str(base), str(tmp_path / "nowhere")])
+        main(["audit", str(base), str(tmp_path / "nowhere")])
     assert stop.value.code == 2
 
 
@@ -208,7 +208,7 @@ def trained_run(tmp_path: Path, method: Method) -> tuple[Path, Path]:
     config.model.path = str(base)
     (run / "config.json").write_text(json.dumps(as_dict(config)))
     live = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-    method.prepare(live, None, config)
+    method.prepare(live, None)
     masters = {f"master/{name}": p.detach() + 0.25 for name, p in live.named_parameters() if p.requires_grad}
     expansion = method.expansion(2)
     export_model(base, method.patches(base, None, masters), run / "model", expansion=expansion)
@@ -224,7 +224,7 @@ MLP = {"gate_proj": 1536, "up_proj": 1536, "down_proj": 1536}
 )
 def test_adapters_change_the_layers_that_they_were_merged_into(method, layers, tmp_path, capsys):
     _, run = trained_run(tmp_path, method)
-    assert main([str(run)]) == 0  # the base is the run's own
+    assert main(["audit", str(run)]) == 0  # the base is the run's own
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert verdict.startswith(f"PASSED, {method.title}: {2 * len(layers)} layers that it was merged into may change: ")
     report = audit(tmp_path / "base", run)
@@ -246,7 +246,7 @@ def test_llama_pro_keeps_the_old_blocks_and_sets_the_new_ones_apart(tmp_path, ca
     block = 4 * 1024 + 3 * 1536 + 2 * 32
     assert (report.new_weights, len(report.new)) == (2 * block, 18)
     assert {name.split(".")[2] for name in report.new} == {"1", "3"}  # block 1 of the base is block 2 now
-    assert main([str(run)]) == 0
+    assert main(["audit", str(run)]) == 0
     out = capsys.readouterr().out
     assert f"  new: {2 * block:,} weights in 18 tensors" in out
     assert "PASSED, LLaMA Pro: 2 new blocks, nothing of the base may change: 0 of those 0 weights" in out
@@ -254,7 +254,7 @@ def test_llama_pro_keeps_the_old_blocks_and_sets_the_new_ones_apart(tmp_path, ca
     assert audit(tmp_path / "base", run).ok
     edit(run / "model", "model.layers.2.mlp.up_proj.weight", lambda t: t.index_fill(0, torch.tensor([3]), 0.5))
     assert [d.tensor for d in audit(tmp_path / "base", run).outside] == ["model.layers.2.mlp.up_proj.weight"]
-    assert main([str(run)]) == 1
+    assert main(["audit", str(run)]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED, LLaMA Pro: ")
 
 

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from slicetune.engine import commands
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.export import adapter, delta
 from slicetune.engine.export.model import export_model
@@ -67,9 +68,12 @@ def test_a_delta_of_another_model_is_refused(exported, capsys):
     with pytest.raises(UserError, match="not a slice delta"):
         delta.apply(exported / "base", exported / "model", exported / "none")
     assert not (exported / "twice").exists()
-    assert delta.main(["apply", str(exported / "base"), str(exported / "delta"), str(exported / "by-hand")]) == 0
+    assert (
+        commands.main(["delta", "apply", str(exported / "base"), str(exported / "delta"), str(exported / "by-hand")])
+        == 0
+    )
     assert bytes_of(exported / "by-hand") == bytes_of(exported / "model")
-    assert delta.main(["apply", str(exported / "base"), str(exported / "base"), str(exported / "x")]) == 2
+    assert commands.main(["delta", "apply", str(exported / "base"), str(exported / "base"), str(exported / "x")]) == 2
     assert "not a slice delta" in capsys.readouterr().err
 
 
@@ -130,7 +134,7 @@ def test_a_trained_bias_is_no_adapter(tmp_path):
 def test_a_lora_runs_own_adapter(method, tmp_path):
     toys.model().save_pretrained(tmp_path / "base")
     live = toys.model()
-    method.prepare(live, None, toys.config(""))
+    method.prepare(live, None)
     tensors = {f"master/{n}": torch.randn_like(p) for n, p in live.named_parameters() if p.requires_grad}
     export_model(tmp_path / "base", method.patches(tmp_path / "base", None, tensors), tmp_path / "model")
     adapter.write_lora(method, tensors, str(tmp_path / "base"), tmp_path / "adapter")

@@ -8,6 +8,7 @@ import toys
 from toys import bytes_tokenizer, model_of_bytes
 from transformers import AutoModelForCausalLM
 
+from slicetune.engine import commands
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.data.prompts import Prompt
 from slicetune.engine.data.records import Pair
@@ -75,7 +76,7 @@ def test_folded_equals_routed(exported, tmp_path):
     loaded, folded = load_routed(folder), {}
     for pair in routes.pairs:
         out = tmp_path / f"of-{pair}"
-        assert fold.main([str(folder), "--pair", pair, str(out)]) == 0
+        assert commands.main(["fold", str(folder), "--pair", pair, str(out)]) == 0
         folded[pair] = logits(AutoModelForCausalLM.from_pretrained(out).eval())
         assert (folded[pair] - logits(loaded, [pair] * 3)).abs().max() < 1e-5, pair
         assert not (out / ROUTES).exists()
@@ -121,9 +122,9 @@ def test_what_cannot_be_folded_is_one_line(tmp_path, capsys):
     toys.model().save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=f"no {ROUTES} in it"):
         load_routed(tmp_path / "model")
-    assert fold.main([str(tmp_path / "model"), "--pair", "de-en", str(tmp_path / "out")]) == 2
+    assert commands.main(["fold", str(tmp_path / "model"), "--pair", "de-en", str(tmp_path / "out")]) == 2
     toys.routes().save(tmp_path / "model" / ROUTES)
-    assert fold.main([str(tmp_path / "model"), "--pair", "it-en", str(tmp_path / "out")]) == 2
+    assert commands.main(["fold", str(tmp_path / "model"), "--pair", "it-en", str(tmp_path / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "no such file" in lines[0]
     assert "'it-en' has no route" in lines[1]

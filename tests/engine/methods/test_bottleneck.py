@@ -17,7 +17,6 @@ from slicetune.engine.methods.lora import Lora
 from slicetune.engine.models import load as models
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.shapes import BAICHUAN2_7B, BLOOM_7B1, from_config
-from slicetune.engine.run.config import RunConfig
 
 QKV = ("query_key_value",)
 METHODS = [Adapter(width=5), AdapterLora(width=5, rank=3, target_modules=QKV)]
@@ -41,7 +40,7 @@ def test_the_formula_in_float64():
 def test_two_a_block_behind_attention_and_ffn_and_near_the_identity(toy):
     base = getattr(toys, toy)()
     model = copy.deepcopy(base)
-    Adapter(width=5).prepare(model, None, RunConfig())
+    Adapter(width=5).prepare(model, None)
     found = [name for name, module in model.named_modules() if isinstance(module, Bottleneck)]
     head = "model.layers" if toy == "model" else "transformer.h"
     assert found == [f"{head}.{i}.{place}" for i in range(toys.LAYERS) for place in PLACES[toy]]
@@ -58,7 +57,7 @@ def test_two_a_block_behind_attention_and_ffn_and_near_the_identity(toy):
 def test_the_adapter_reads_the_projection_and_writes_before_the_residual():
     """With W_up = 0 and b_up = c the FFN gives c more."""
     model = toys.bloom()
-    Adapter(width=5).prepare(model, None, RunConfig())
+    Adapter(width=5).prepare(model, None)
     block, base = model.transformer.h[0], toys.bloom().transformer.h[0]
     with torch.no_grad():
         for adapter in (block.self_attention.dense, block.mlp.dense_4h_to_h):
@@ -124,7 +123,7 @@ def test_resume_equals_unbroken(runs, pool):
 def attached(request, tmp_path):
     """A live model with adapters of any values, and the folder that holds them."""
     live = toys.bloom()
-    request.param.prepare(live, None, RunConfig())
+    request.param.prepare(live, None)
     with torch.no_grad():
         trained = {n: p.normal_(std=0.3) for n, p in live.named_parameters() if p.requires_grad}
     tensors = {f"{kind}/{n}": p.clone() for n, p in trained.items() for kind in ("master", "exp_avg")}

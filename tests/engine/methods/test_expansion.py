@@ -11,7 +11,6 @@ from slicetune.engine.export.model import export_model
 from slicetune.engine.methods.expansion import Expansion
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.models.shapes import from_config
-from slicetune.engine.run.config import RunConfig
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 64}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
@@ -41,7 +40,7 @@ def logits(made) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_deeper_model_equals_the_base(kind, dtype, tmp_path):
     base, deeper, method = model(kind).to(dtype), model(kind).to(dtype), LlamaPro()
-    method.prepare(deeper, None, RunConfig())
+    method.prepare(deeper, None)
     assert torch.equal(logits(deeper), logits(base))
     assert deeper.config.num_hidden_layers == 6
     trained = {name: p for name, p in deeper.named_parameters() if p.requires_grad}
@@ -65,7 +64,7 @@ def test_deeper_model_equals_the_base(kind, dtype, tmp_path):
 
 def test_new_blocks_get_a_gradient_at_once():
     made = model("llama")
-    LlamaPro().prepare(made, None, RunConfig())
+    LlamaPro().prepare(made, None)
     made(torch.arange(3, 15)[None], labels=torch.arange(3, 15)[None]).loss.backward()
     for name, p in made.named_parameters():
         silent = p.requires_grad and ("o_proj" in name or "down_proj" in name)

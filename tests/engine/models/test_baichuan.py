@@ -26,11 +26,12 @@ from baichuans import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from slicetune.engine import commands
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.export.audit import audit
 from slicetune.engine.export.model import export_model
-from slicetune.engine.models import baichuan, pieces, shapes
 from slicetune.engine.models import load as models
+from slicetune.engine.models import pieces, shapes
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.neurons import NeuronSet
@@ -160,7 +161,7 @@ def holds(file: Path) -> bool:
 def test_a_trained_run_exports_a_llama(folder, tmp_path):
     """Slices on the converted base; the export loads without this package, and audit takes the original's path."""
     base = models.snapshot(str(folder))
-    shape = shapes.from_config(models.read_config(base))
+    shape = shapes.from_config(models.config_json(base))
     neurons = NeuronSet.from_flat(torch.tensor([3, INNER + 1, 2 * INNER + 5]), shape)
     model = models.load_model(str(folder), ModelConfig(dtype="float32"), torch.device("cpu"))
     attach(model, neurons)
@@ -190,15 +191,15 @@ def test_pickled_weights_only_by_the_command(folder, tmp_path, capsys):
     for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
         file.unlink()
     torch.save(weights(), folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"python -m slicetune\.engine\.baichuan DIR NEW"):
+    with pytest.raises(UserError, match=r"slicetune baichuan DIR NEW"):
         models.snapshot(str(folder))
-    assert baichuan.main([str(folder), str(tmp_path / "new")]) == 0
+    assert commands.main(["baichuan", str(folder), str(tmp_path / "new")]) == 0
     one, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (safe, tmp_path / "new"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     torch.save({"a": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(SystemExit) as stop:
-        baichuan.main([str(folder), str(tmp_path / "evil")])
+        commands.main(["baichuan", str(folder), str(tmp_path / "evil")])
     assert stop.value.code == 2
     assert "no file of tensors alone" in capsys.readouterr().err
     assert not Evil.ran

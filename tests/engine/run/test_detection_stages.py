@@ -16,10 +16,9 @@ from slicetune.engine.methods.landermt.detection import Detection
 from slicetune.engine.methods.landermt.routes import Routes
 from slicetune.engine.methods.landermt.settings import Landermt
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.run import choose as choosing_stages
-from slicetune.engine.run import detect as detection_stages
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.run.job import Run
+from slicetune.engine.run.job import Job
+from slicetune.engine.run.run import Run
 from slicetune.engine.scoring.config import ScoreConfig
 
 PAIRS = ("de-en", "en-de", "fr-en")
@@ -36,7 +35,7 @@ def run(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps({"translation": row}) + "\n" for row in rows))
     data = {"dir": str(tmp_path / "data"), "pairs": PAIRS, "seen": ("it",), "unseen": (), "dev_sentences": 0}
-    return Run(
+    return Job(
         RunConfig(
             out=str(tmp_path / "out"),
             model=ModelConfig(path=str(tmp_path / "model")),
@@ -48,7 +47,7 @@ def run(tmp_path):
 
 
 def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys):
-    choosing_stages.score(run)
+    Run(run)._score()
     found = Detection.load(run.out / "awareness.safetensors")
     assert (found.pairs, found.languages) == (PAIRS, ("de", "en", "fr"))
     assert found.prompts.tolist() == [4, 4, 4]
@@ -67,14 +66,14 @@ def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys)
         for text in texts[language]
     ]
     again = Detection(PAIRS, found.size["layers"], found.size["intermediate"], found.size["hidden"])
-    detect(run.model(run.base), asked, own, again, ScoreConfig(tokens_per_batch=10))
+    detect(run.model(), asked, own, again, ScoreConfig(tokens_per_batch=10))
     for name in Detection.SUMS:
         torch.testing.assert_close(getattr(again, name), getattr(found, name), rtol=1e-5, atol=1e-7)
 
 
 def test_routes_are_written_and_printed(run, capsys):
-    choosing_stages.score(run)
-    detection_stages.select(run)
+    Run(run)._score()
+    Run(run)._select()
     routes = Routes.load(run.out / "routes.safetensors")
     assert (routes.pairs, len(routes.layers)) == (PAIRS, 1)
     assert routes.describe() in capsys.readouterr().out
@@ -84,8 +83,8 @@ def test_routes_are_written_and_printed(run, capsys):
 def test_one_direction_of_several_domains(run, tmp_path):
     """Groups are domains there; the direction is one."""
     run.config.data.pairs, run.config.data.pair = (), "fr-en"
-    one = Run(run.config)
-    choosing_stages.score(one)
+    one = Job(run.config)
+    Run(one)._score()
     assert Detection.load(one.out / "awareness.safetensors").prompts.tolist() == [4]
 
 

@@ -21,11 +21,12 @@ from slicetune.engine.methods.landermt.settings import Layers
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Lora, LoraMlp
 from slicetune.engine.methods.method import Method
+from slicetune.engine.models import attention as attention_module
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.shapes import GEMMA2_9B, LLAMA2_7B, LLAMA31_8B, QWEN25_7B, ModelShape, from_config
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import memory
-from slicetune.engine.run.forecast.estimate import chosen, corpus_of, describe
+from slicetune.engine.run.forecast.estimate import chosen, corpus_of
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.slices.ffn import fuse
 from slicetune.engine.slices.neurons import NeuronSet
@@ -71,7 +72,7 @@ def test_exact_number_once_neurons_are_chosen(tmp_path):
     NeuronSet.from_flat(torch.tensor([0, 3, 6, 15]), SMALL).save(tmp_path / "neurons.safetensors")
     got = chosen(run, SMALL)
     assert (got.neurons, got.exact) == (4, 2 + 2 + 3 + 3)
-    assert "10  = " in re.search(r"exact .*", describe(run, SMALL, 1))[0]
+    assert "10  = " in re.search(r"exact .*", dry_run_text(run, SMALL, 1))[0]
     with pytest.raises(UserError, match="another shape"):
         chosen(run, dataclasses.replace(SMALL, intermediate=4))
 
@@ -130,11 +131,11 @@ NOT_FUSED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "method"), NOT_FUSED, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(("kind", "method"), NOT_FUSED, ids=lambda value: getattr(value, "kind", value))
 def test_saved_activations_of_methods_that_do_not_fuse(kind, method):
     path = "eager" if kind == "bloom" else "sdpa"
     one, three = (_saved(kind, layers, torch.float32, 128, path, kind != "bloom", method) for layers in (1, 3))
-    values = memory.module_values(config(method=method), _shape(kind))
+    values = method.saved_values(_shape(kind))
     expected = memory.saved_per_token(_shape(kind), 4, path, 128, values)
     assert expected == pytest.approx((three - one) / 2 / 128, rel=0.02)  # an adapter's few values are not counted
 
@@ -145,10 +146,9 @@ def test_saved_activations_of_one_trained_block_of_three(kind):
     path, method, routes = "eager" if kind == "bloom" else "sdpa", Layers(k=1), SimpleNamespace(layers=(0,))
     one, three = (_saved(kind, n, torch.float32, 128, path, kind != "bloom", method, routes) for n in (1, 3))
     shapes = [dataclasses.replace(_shape(kind), layers=n) for n in (1, 3)]
-    run = config(method=method)
-    single, triple = (memory.saved_per_token(s, 4, path, 128, memory.module_values(run, s)) for s in shapes)
+    single, triple = (memory.saved_per_token(s, 4, path, 128, method.saved_values(s)) for s in shapes)
     assert 3 * triple - single == pytest.approx((three - one) / 128, rel=0.01)
-    full = memory.saved_per_token(shapes[0], 4, path, 128, memory.module_values(config(method=Full()), shapes[0]))
+    full = memory.saved_per_token(shapes[0], 4, path, 128, Full().saved_values(shapes[0]))
     assert single == full
 
 
@@ -166,7 +166,7 @@ def _saved(
     model = AutoModelForCausalLM.from_config(_config(kind, layers), attn_implementation=attention).to(dtype)
     model.requires_grad_(False)
     if method:
-        method.prepare(model, neurons, config())
+        method.prepare(model, neurons, groups=config().data.directions_of_groups)
     for ffn in [] if method else fuse(model):
         ffn.tap = SimpleNamespace(anchor=None)  # any tap makes the FFN keep y
     model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
@@ -210,8 +210,9 @@ def test_an_8b_model_scores_within_24_gb():
     smaller = config(score=ScoreConfig(tokens_per_batch=fits))
     assert 512 <= fits < 4096
     assert memory.device_total(memory.scoring(smaller, LLAMA31_8B, 24 * GIGA)) <= 24 * GIGA
-    assert f"--score.tokens-per-batch {memory.scoring_tokens_that_fit(config(), LLAMA31_8B, 22.8 * GIGA)}" in describe(
-        config(), LLAMA31_8B, 8, 24 * GIGA
+    assert (
+        f"--score.tokens-per-batch {memory.scoring_tokens_that_fit(config(), LLAMA31_8B, 22.8 * GIGA)}"
+        in dry_run_text(config(), LLAMA31_8B, 8, 24 * GIGA)
     )
 
 
@@ -243,7 +244,7 @@ def test_training_memory_by_stage(stage, gradients):
 def test_what_fits_is_said_for_every_stage():
     """Every cell is what the run with those settings would hold, compared with 95 % of the GPU."""
     run = config(method=Full(), zero=ZeroConfig(3), model=ModelConfig(activation_checkpointing=True))
-    text = describe(run, LLAMA31_8B, 8, 48 * GIGA)
+    text = dry_run_text(run, LLAMA31_8B, 8, 48 * GIGA)
     lines = text[text.index("What fits in 8 × 48.0 GB") :].splitlines()
     assert len(lines) == 5
     assert "as set" in lines[4][lines[4].rindex("GB") :]
@@ -257,8 +258,8 @@ def test_what_fits_is_said_for_every_stage():
             assert float(size) == pytest.approx(total / GIGA, abs=0.051)
             assert (verdict == "fits") == (total <= 0.95 * 48 * GIGA)
     assert "scoring " not in text
-    assert "  scoring  " in describe(config(), LLAMA31_8B, 8, 48 * GIGA)
-    assert "What fits" not in describe(config(), LLAMA31_8B, 8)
+    assert "  scoring  " in dry_run_text(config(), LLAMA31_8B, 8, 48 * GIGA)
+    assert "What fits" not in dry_run_text(config(), LLAMA31_8B, 8)
 
 
 def test_checkpointing_saves_inputs_and_one_block():
@@ -300,20 +301,20 @@ def test_gemma_needs_eager_or_flash(monkeypatch):
     assert memory.attention_path(config(model=ModelConfig(attention="flash")), GEMMA2_9B) == "flash"
     assert memory.attention_path(config(model=ModelConfig(attention="sdpa")), LLAMA31_8B) == "sdpa"
     for installed, paths in ((None, ("eager", "varlen", "sdpa")), (object(), ("flash", "flash", "flash"))):
-        monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name, found=installed: found)
+        monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name, found=installed: found)
         runs = (config(), GEMMA2_9B), (config(), LLAMA31_8B), (config(model=ModelConfig(dtype="float32")), LLAMA31_8B)
         assert tuple(memory.attention_path(*run) for run in runs) == paths
 
 
 def test_steps_and_shares():
     run = config(train=TrainConfig(global_batch_size=6, micro_batch_size=2, epochs=3))
-    text = describe(run, LLAMA31_8B, 2)
+    text = dry_run_text(run, LLAMA31_8B, 2)
     assert "an epoch  1,334 optimizer steps" in text  # ⌈8000 / 6⌉
     assert "in all    4,002 optimizer steps, 3 epoch(s)" in text
     assert "6 sentences = 2 rank(s) × 2 forward(s) × up to 2" in text
     assert "train.max_steps                 0 → 4002" in text
     run.train.max_steps = 667
-    assert "in all    667 optimizer steps, 0.5 epoch(s)" in describe(run, LLAMA31_8B, 2)
+    assert "in all    667 optimizer steps, 0.5 epoch(s)" in dry_run_text(run, LLAMA31_8B, 2)
 
 
 def test_a_local_corpus_is_counted(tmp_path):
@@ -333,7 +334,7 @@ def test_a_local_corpus_is_counted(tmp_path):
 
 
 def test_every_setting_is_printed():
-    text = describe(config(seed=17), QWEN25_7B, 4)
+    text = dry_run_text(config(seed=17), QWEN25_7B, 4)
     for name in (
         "model.path",
         "data.seen",

@@ -272,12 +272,11 @@ def test_debug_shows_the_traceback(how, monkeypatch):
 
 
 def test_errors_of_a_run_name_the_rank(monkeypatch, capsys):
-    from slicetune.engine.run import job as run
 
     def fail(config):
         raise UserError("data/it.jsonl: line 3\nis no JSON")
 
-    monkeypatch.setattr(run, "run", fail)
+    monkeypatch.setattr(cli, "run", fail)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(SystemExit) as stop:

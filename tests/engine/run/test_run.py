@@ -62,7 +62,7 @@ def test_the_audit_command_finds_a_flipped_bit(finished, base, tmp_path):
     weights = load_file(out / "model" / "model.safetensors")
     weights["model.norm.weight"][3] += 1
     save_file(weights, out / "model" / "model.safetensors", {"format": "pt"})
-    command = [sys.executable, "-m", "slicetune.engine.export.audit", str(base)]
+    command = [sys.executable, "-m", "slicetune.engine", "audit", str(base)]
     assert subprocess.run([*command, str(finished[0])], check=False).returncode == 0
     found = subprocess.run([*command, str(out)], check=False, capture_output=True, text=True)
     assert found.returncode == 1

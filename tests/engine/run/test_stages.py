@@ -12,15 +12,15 @@ from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.given import Given
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.run.job import Run
+from slicetune.engine.run.job import Job
 from slicetune.engine.run.stages import Stages
 
 
 def select_stage(tmp_path, method) -> list[str]:
     """The select stage of a run's folder, begun anew as a later command would; says whether its work was done."""
-    run, ran = Run.__new__(Run), []
-    run.config, run.out, run.stages = RunConfig(method=method), tmp_path, Stages(tmp_path)
-    run.stages.do("select", run.method_settings(), tmp_path / "artefact", lambda: ran.append("select"))
+    job, ran = Job.__new__(Job), []
+    job.config = RunConfig(method=method)
+    Stages(tmp_path).do("select", job.method_settings(), tmp_path / "artefact", lambda: ran.append("select"))
     (tmp_path / "artefact").write_text("made")
     return ran
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from slicetune.engine import commands
 from slicetune.engine.common import signals
 from slicetune.engine.common.errors import Interrupted, UserError
+from slicetune.engine.common.settings import of_stage
 from slicetune.engine.data import labelled, tiny
-from slicetune.engine.methods import select as select_module
 from slicetune.engine.methods.caneft.settings import Caneft, Rcn
 from slicetune.engine.methods.given import Given
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.methods.select import select
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.load import load_model, read_config
+from slicetune.engine.models.load import config_json, load_model
 from slicetune.engine.models.shapes import from_config
-from slicetune.engine.scoring import config as config_module
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score as add_scores
 from slicetune.engine.scoring.score import score
@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_pass_and_are_read_again(base, files, tmp_path, 
     got = score(loading(base), files, SMALL, out)
     tokenizer = AutoTokenizer.from_pretrained(base)
     examples, _ = labelled.encode(tokenizer, labelled.read(files), 512)
-    want = Statistics(["code", "talk"], from_config(read_config(base)))
+    want = Statistics(["code", "talk"], from_config(config_json(base)))
     model = load_model(str(base), loading(base), torch.device("cpu"))
     add_scores(model, examples, want, SMALL, pad_id=tokenizer.pad_token_id)
     assert equal(got, want)
@@ -165,7 +165,7 @@ def test_ranks_share_the_samples(base, files, tmp_path, pool):
 
 def test_every_method_selects_from_them(base, files, tmp_path):
     statistics = score(loading(base), files, SMALL, tmp_path / "statistics.safetensors")
-    shape = from_config(read_config(base))
+    shape = from_config(config_json(base))
     caneft = select(statistics)
     caneft.save(tmp_path / "caneft.safetensors")
     assert caneft == Caneft().select(statistics, shape, 0)[0]
@@ -185,24 +185,26 @@ def test_every_method_selects_from_them(base, files, tmp_path):
 def test_select_as_a_program_takes_the_methods_own_flags(base, files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     statistics = score(loading(base), files, SMALL, "statistics.safetensors")
-    select_module.main(["statistics.safetensors", "--method", "lape", "--method.neuron-ratio", "0.05", "--out", "l.st"])
+    commands.main(
+        ["select", "statistics.safetensors", "--method", "lape", "--method.neuron-ratio", "0.05", "--out", "l.st"]
+    )
     assert NeuronSet.load("l.st") == select(statistics, Lape(neuron_ratio=0.05))
-    select_module.main(["statistics.safetensors", "--method", "rcn", "--seed", "3", "--out", "r.st"])
+    commands.main(["select", "statistics.safetensors", "--method", "rcn", "--seed", "3", "--out", "r.st"])
     assert NeuronSet.load("r.st") == select(statistics, Rcn(), seed=3)
     Path("mine.json").write_text('[[0, "gate", 1]]')
     words = ["--method", "given", "--method.files", "mine.json", "l.st", "--model", str(base), "--out", "g.st"]
-    select_module.main(words)
+    commands.main(["select", *words])
     assert NeuronSet.load("g.st").count == 1 + NeuronSet.load("l.st").count - (
         1 in NeuronSet.load("l.st").slices.get((0, "gate", "row"), [])
     )
     assert "→ g.st" in capsys.readouterr().out
     for words, said in (
         (["--method", "full"], "--method full: chooses no neurons; there are "),
-        (["--method"], "--method: name one of"),
+        (["--method"], "--method : chooses no neurons; there are "),
         (["--method", "rcn"], "rcn needs statistics.safetensors"),
     ):
         with pytest.raises(SystemExit) as stop:
-            select_module.main(words)
+            commands.main(["select", *words])
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
 
@@ -211,7 +213,8 @@ def test_score_as_a_program(base, files, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "slicetune.engine.scoring.score",
+        "slicetune.engine",
+        "score",
         *files,
         "--model.path",
         base,
@@ -222,4 +225,4 @@ def test_score_as_a_program(base, files, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "17 samples (code 9, talk 8), " in done.stdout
     assert Statistics.load(tmp_path / "statistics.safetensors").groups == ["code", "talk"]
-    assert config_module.lasting(ScoreConfig()).keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}
+    assert of_stage(ScoreConfig(), "score").keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}

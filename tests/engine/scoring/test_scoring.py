@@ -13,7 +13,6 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from slicetune.engine.data.batching import batches_by_tokens, pack, pad
 from slicetune.engine.methods.caneft.selection import select
-from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.models.load import checkpoint_activations
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.models.sites import find_ffns
@@ -248,7 +247,7 @@ def test_selection_equals_an_independent_computation():
     relevant = np.argsort(-importance)[: round(0.5 * len(importance))]
 
     stats = statistics(toys.model(), examples, ScoreConfig())
-    chosen = select(stats, Caneft(consensus="joint", task_ratio=0.5, neuron_ratio=0.1))
+    chosen = select(stats, consensus="joint", task_ratio=0.5, neuron_ratio=0.1)
     # A score on the edge of a bin may fall to its other side in float32: a few neurons' MI, by a sentence's worth.
     different = np.abs(chosen.mi.numpy() - information) > 1e-6
     assert different.mean() < 0.02

@@ -137,7 +137,7 @@ def test_in_bf16():
 def prepared(method) -> Callable[[], nn.Module]:
     def make():
         model = toys.model()
-        method.prepare(model, None, toys.config(""))
+        method.prepare(model, None)
         return model.train()
 
     return make

@@ -19,7 +19,6 @@ from slicetune.engine.methods.caneft.information import (
     mutual_information,
 )
 from slicetune.engine.methods.caneft.selection import select, task_relevant
-from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.kernels.histogram import bins as fine_bins
 
 READINGS = ("specific", "one_vs_rest", "joint")
@@ -74,9 +73,7 @@ def test_mutual_information_from_statistics_is_that_of_sklearn_on_explicit_bins(
     scores, groups = lognormal(210, shape)
     scores[:, 3] = 0.0  # a dead neuron, and one that is mostly dead
     scores[::3, 4] = 0.0
-    found = mutual_information(
-        statistics_of(scores, groups, shape), Caneft(bins=bins, binning=binning, consensus=reading)
-    )
+    found = mutual_information(statistics_of(scores, groups, shape), bins, binning, reading)
     assert found.dtype == torch.float64
     for neuron in range(scores.shape[1]):
         fine = [middle_by_hand(score) for score in scores[:, neuron].tolist()]
@@ -93,9 +90,9 @@ def test_specific_information_averages_to_the_joint():
     counts[1, 7, 3] = 5  # a domain in one bin
     each = divergence(counts.double(), counts.sum(0, keepdim=True).double())
     share = counts.sum(-1).double() / counts.sum((0, -1))
-    joint = consensus(counts, Caneft(consensus="joint"))
+    joint = consensus(counts, "joint")
     torch.testing.assert_close((share * each).sum(0), joint, rtol=0, atol=1e-11)
-    assert (consensus(counts, Caneft(consensus="specific")) == torch.round(each.amin(0) * 2**40) / 2**40).all()
+    assert (consensus(counts, "specific") == torch.round(each.amin(0) * 2**40) / 2**40).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +112,7 @@ def test_merging_bins_follows_the_definition_for_any_counts(samples, bins, binni
     if binning == "equal_width" and len(set(fine)) == 1:
         place = [bins - 1] * len(place)  # one bin in use: which number it has cannot matter
     expected = counts_of(torch.tensor([place]), torch.tensor([d for _, d in samples]), bins)
-    assert torch.equal(merge_bins(counts, Caneft(bins=bins, binning=binning), -40), expected)
+    assert torch.equal(merge_bins(counts, bins, binning, -40), expected)
 
 
 @pytest.mark.parametrize("binning", ["quantile", "equal_width"])
@@ -124,7 +121,7 @@ def test_exact_bins_follow_the_definition(binning):
     scores[4] = 0.5
     groups = torch.arange(90) % 3
     place = torch.tensor([bin_by_hand(row.tolist(), 10, binning) for row in scores])
-    found = exact_bins(scores, groups, Caneft(binning=binning))
+    found = exact_bins(scores, groups, binning=binning)
     assert torch.equal(found, counts_of(place, groups, 10))
 
 
@@ -133,18 +130,18 @@ def test_a_tie_is_a_tie_whatever_the_order_of_bins():
     counts = torch.randint(1, 50, (3, 1, 10), generator=torch.Generator().manual_seed(6))
     permuted = torch.cat([counts[..., torch.randperm(10)] for _ in range(1)] + [counts.flip(-1), counts], 1)
     for reading in READINGS:
-        assert len(consensus(permuted, Caneft(consensus=reading)).unique()) == 1
+        assert len(consensus(permuted, reading).unique()) == 1
 
 
 def test_streamed_deciles_agree_with_exact_ones():
     """Information from histograms and from the scores themselves, and the neurons that either chooses."""
-    shape, method = shape_of(2, 800), Caneft(neuron_ratio=0.01)
+    shape = shape_of(2, 800)
     scores, groups = lognormal(2000, shape)
     stats = statistics_of(scores, groups, shape)
-    exact = consensus(exact_bins(scores.T.contiguous(), groups, method), method)
-    assert 0 < (exact - mutual_information(stats, method)).abs().mean() <= 0.002
+    exact = consensus(exact_bins(scores.T.contiguous(), groups), "specific")
+    assert 0 < (exact - mutual_information(stats)).abs().mean() <= 0.002
     each = torch.stack([scores[groups == g].double().mean(0) for g in range(3)])
-    best = exact.where(task_relevant(each, method), -1).argsort(descending=True, stable=True)[:40]
-    chosen = select(stats, method).neurons.flat()
+    best = exact.where(task_relevant(each, 0.2, "mean"), -1).argsort(descending=True, stable=True)[:40]
+    chosen = select(stats, neuron_ratio=0.01).neurons.flat()
     assert len(chosen) == 40
     assert torch.isin(chosen, best).sum() >= 38

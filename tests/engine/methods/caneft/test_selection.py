@@ -40,12 +40,12 @@ def test_selection_takes_the_best_of_the_candidates_and_no_others(reading, task)
     scores, groups = lognormal(150, shape)
     stats = statistics_of(scores, groups, shape)
     method = Caneft(task_ratio=0.5 if task else None, task_merge=task or "mean", consensus=reading, neuron_ratio=0.05)
-    chosen = select(stats, method)
+    chosen = select(stats, **vars(method))
     each = selection.importance(stats)
     expected_each = torch.stack([scores[groups == g].double().mean(0) for g in range(3)])
     torch.testing.assert_close(each, expected_each, rtol=1e-12, atol=0)
-    value = (information.mutual_information(stats, method) if reading else each.mean(0)).tolist()
-    candidates = task_relevant(each, method)
+    value = (information.mutual_information(stats, reading=reading) if reading else each.mean(0)).tolist()
+    candidates = task_relevant(each, method.task_ratio, method.task_merge)
     order = sorted(candidates.nonzero().flatten().tolist(), key=lambda n: (-value[n], n))
     assert chosen.neurons.count == 10
     assert chosen.neurons.flat().tolist() == sorted(order[:10])
@@ -65,7 +65,7 @@ def test_ties_break_by_flat_order_and_are_said():
     scores = 1e-6 * (1 + torch.rand(scores.shape, generator=torch.Generator().manual_seed(4)))
     best = torch.tensor([88, 3, 41, 17, 60, 99, 5, 72])
     scores[:, best] = (1e-6 * (1 + groups.float()))[:, None]
-    chosen = select(statistics_of(scores, groups, shape), Caneft(task_ratio=None, neuron_ratio=0.05))
+    chosen = select(statistics_of(scores, groups, shape), **vars(Caneft(task_ratio=None, neuron_ratio=0.05)))
     assert chosen.neurons.flat().tolist() == sorted(best.tolist())[:5]
     assert (chosen.ties, chosen.ties_left_out) == (8, 3)
     assert any("3 neurons tie" in line for line in chosen.warnings)
@@ -91,8 +91,8 @@ def test_order_of_samples_does_not_change_the_selection():
     shape = shape_of(2, 40)
     scores, groups = lognormal(150, shape)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(7))
-    first = select(statistics_of(scores, groups, shape), Caneft(neuron_ratio=0.05))
-    second = select(statistics_of(scores[order], groups[order], shape), Caneft(neuron_ratio=0.05))
+    first = select(statistics_of(scores, groups, shape), **vars(Caneft(neuron_ratio=0.05)))
+    second = select(statistics_of(scores[order], groups[order], shape), **vars(Caneft(neuron_ratio=0.05)))
     assert first.neurons == second.neurons
     assert torch.equal(first.mi, second.mi)
 
@@ -102,15 +102,15 @@ def test_empty_layers_are_fine_and_chunks_do_not_matter(monkeypatch):
     scores, groups = lognormal(90, shape)
     scores[:, 100:200] *= 1e-3  # layer 1 falls out of the task filter
     stats = statistics_of(scores, groups, shape)
-    whole = select(stats, Caneft(neuron_ratio=0.02)).neurons
+    whole = select(stats, **vars(Caneft(neuron_ratio=0.02))).neurons
     monkeypatch.setattr(information, "CHUNK", 7)
-    assert select(stats, Caneft(neuron_ratio=0.02)).neurons == whole
+    assert select(stats, **vars(Caneft(neuron_ratio=0.02))).neurons == whole
     assert 1 not in {layer for layer, _, _ in whole.slices}
 
 
 def refused(stats: Statistics, method: Caneft) -> str:
     with pytest.raises(UserError) as error:
-        select(stats, method)
+        select(stats, **vars(method))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -143,7 +143,7 @@ def test_constant_scores_are_refused():
     below = refused(statistics_of(scores * 1e-20, groups, shape), Caneft())
     assert "100.0% are out of range" in below
     assert "--score.lowest-octave" in below
-    neurons = select(statistics_of(apart.expand(60, -1), groups, shape), Caneft(consensus=None, **OPEN)).neurons
+    neurons = select(statistics_of(apart.expand(60, -1), groups, shape), **vars(Caneft(consensus=None, **OPEN))).neurons
     assert neurons.flat().tolist() == [99]
 
 
@@ -167,13 +167,13 @@ def test_incomplete_statistics_are_refused():
 def test_warnings_say_what_the_user_should_know():
     shape = shape_of(1, 40)
     scores, groups = lognormal(60, shape)
-    plain = select(statistics_of(scores[groups.argsort()][-45:], torch.arange(45) % 3, shape), Caneft())
+    plain = select(statistics_of(scores[groups.argsort()][-45:], torch.arange(45) % 3, shape), **vars(Caneft()))
     assert plain.warnings == []
     low, high = scores.clone(), scores.clone()
     low[:, :10] = 2.0**-45
     high[:, :10] = 2.0**-3
     for changed, remedy in ((low, "--score.lowest-octave -48"), (high, "--score.lowest-octave -32")):
-        chosen = select(statistics_of(changed, groups, shape), Caneft())
+        chosen = select(statistics_of(changed, groups, shape), **vars(Caneft()))
         assert chosen.clamped_share == pytest.approx(0.1, abs=1e-3)
         assert any(remedy in line for line in chosen.warnings)
         assert any("it 30, law 15, medical 15" in line for line in chosen.warnings)
@@ -184,12 +184,12 @@ def test_command_line_selects_and_writes(tmp_path, capsys):
     stats = statistics_of(*lognormal(150, shape), shape)
     stats.save(tmp_path / "statistics.safetensors", {"model": "ab12"})
     out = tmp_path / "neurons.safetensors"
-    main([str(tmp_path / "statistics.safetensors"), "--out", str(out), "--method.consensus", "joint"])
+    main(["select", str(tmp_path / "statistics.safetensors"), "--out", str(out), "--method.consensus", "joint"])
     neurons = NeuronSet.load(out)
-    assert neurons == select(stats, Caneft(consensus="joint")).neurons
+    assert neurons == select(stats, **vars(Caneft(consensus="joint"))).neurons
     assert neurons.provenance["statistics"] == {"model": "ab12"}
     assert "2 of 200 neurons" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "none.safetensors")])
+        main(["select", str(tmp_path / "none.safetensors")])
     assert "error: " in (said := capsys.readouterr().err)
     assert "no such file" in said

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.methods.landermt.awareness import general_share, layer_relevance, owners, relevant, routes
+from slicetune.engine.methods.landermt.awareness import general_share, layer_relevance, relevant
 from slicetune.engine.methods.landermt.detection import Detection
 from slicetune.engine.methods.landermt.routes import GENERAL, NOBODY
 from slicetune.engine.methods.landermt.settings import Landermt
@@ -108,7 +108,7 @@ READINGS = [
 @pytest.mark.parametrize("seed", [0, 1])
 def test_routes_equal_loops_over_fractions(method, seed):
     found = detection(seed)
-    made, layers = routes(found, method), brute_layers(found, method)
+    made, layers = method.routes_of(found), brute_layers(found, method)
     assert set(made.layers) == set().union(*layers)
     for position, layer in enumerate(made.layers):
         phi = brute_phi(found, layer)
@@ -144,8 +144,8 @@ def test_ties_go_to_the_first_layer_unit_and_language():
     assert relevant(relevance, 4, own=True).tolist() == [[True, True, True, True, False]]
     assert bool(relevant(relevance, 5, own=False).all())
     phi = torch.tensor([[1.0, 3.0, 0.0, 3.0], [2.0, 2.0, 0.0, 2.0], [2.0, 3.0, 0.0, 3.0]], dtype=torch.float64)
-    assert owners(phi, Landermt(epsilon=0.5)).tolist() == [GENERAL, 0, GENERAL, 0]  # variance 2/9 each but the third's
-    assert owners(phi, Landermt(epsilon=0.0)).tolist() == [1, 0, 0, 0]
+    assert Landermt(epsilon=0.5).owners(phi).tolist() == [GENERAL, 0, GENERAL, 0]  # variance 2/9 each but the third's
+    assert Landermt(epsilon=0.0).owners(phi).tolist() == [1, 0, 0, 0]
 
 
 def test_no_awareness_at_all_is_all_general():
@@ -155,4 +155,4 @@ def test_no_awareness_at_all_is_all_general():
 
 def test_more_layers_than_there_are():
     with pytest.raises(UserError, match=r"--method\.k 7: the model has 6 layers"):
-        routes(detection(), Landermt(k=7))
+        Landermt(k=7).routes_of(detection())

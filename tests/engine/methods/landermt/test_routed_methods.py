@@ -43,7 +43,7 @@ def run(request, tmp_path):
     toys.bloom().save_pretrained(tmp_path / "base")
     live = toys.bloom()
     config = toys.config(str(tmp_path), method=method, data_pairs=routes.pairs)
-    method.prepare(live, routes, config)
+    method.prepare(live, routes, groups=routes.pairs)
     torch.manual_seed(2)
     tensors = {
         f"master/{n}": p.detach() + 0.1 * torch.randn_like(p) for n, p in live.named_parameters() if p.requires_grad
@@ -100,7 +100,7 @@ def test_a_delta_carries_slices_and_routes(tmp_path):
     method, routes = Landermt(k=1), one_layer()
     toys.bloom().save_pretrained(tmp_path / "base")
     live = toys.bloom()
-    method.prepare(live, routes, toys.config(str(tmp_path), data_pairs=routes.pairs))
+    method.prepare(live, routes, groups=routes.pairs)
     tensors = {f"master/{n}": p.detach() + 0.1 for n, p in live.named_parameters() if p.requires_grad}
     patches = method.patches(tmp_path / "base", routes, tensors)
     export_model(tmp_path / "base", patches, tmp_path / "model")
@@ -116,5 +116,6 @@ def test_a_run_of_one_pair_has_its_domains_for_groups(tmp_path):
     """--data.pair with several domains: all of them take the pair's route."""
     method, routes = Landermt(k=1), one_layer()
     model = toys.bloom()
-    method.prepare(model, routes, toys.config(str(tmp_path), data_pair="en-fr", data_seen=("it", "law")))
+    groups = toys.config(str(tmp_path), data_pair="en-fr", data_seen=("it", "law")).data.directions_of_groups
+    method.prepare(model, routes, groups=groups)
     assert router_of(model).names([0, 1]) == {"en-fr"}

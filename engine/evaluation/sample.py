@@ -1,19 +1,22 @@
-"""Make the embedded corpus and both models; print a few translations and the BLEU of greedy decoding."""
+"""Sample translations of the embedded models, and the BLEU of greedy decoding."""
 
 from __future__ import annotations
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from typing import Any
 
-from ...evaluation import bleu as evaluation
-from ...evaluation import translation
-from .. import corpus, prompts
-from ..config import DataConfig
-from . import corpus_dir, model_dir, pretrain
-from .grammar import GENERAL
+from torch import nn
+
+from ..data import corpus, prompts
+from ..data.config import DataConfig
+from ..data.tiny import corpus_dir, model_dir, pretrain
+from ..data.tiny.grammar import GENERAL
+from . import bleu, translation
 
 
-def main() -> None:
+def show() -> None:
     """Make corpus and both models; print a few translations and the BLEU of greedy decoding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     print(f"corpus  {corpus_dir()}")
     for size in pretrain.SIZES:
         folder = model_dir(size)
@@ -23,17 +26,13 @@ def main() -> None:
         _show(model, AutoTokenizer.from_pretrained(folder), 0 if size == "test" else 2)
 
 
-def _show(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: int) -> None:
+def _show(model: nn.Module, tokenizer: Any, samples: int) -> None:
     data = DataConfig(prompt="short")
     for domain in (*data.domains, GENERAL):
         pairs = corpus.load_domain(data, domain, "test")
         prompt = prompts.resolve(data)
         lines = translation.translate(model, tokenizer, prompt, pairs, batch_size=50, max_new_tokens=64)
-        scores = evaluation.score_domain(lines, [pair.target for pair in pairs], "en")
+        scores = bleu.score_domain(lines, [pair.target for pair in pairs], "en")
         print(f"  {domain:10} BLEU {scores['bleu']:5.1f}")
         for pair, line in list(zip(pairs, lines, strict=True))[:samples]:
             print(f"    {pair.source}\n      model      {line}\n      reference  {pair.target}")
-
-
-if __name__ == "__main__":
-    main()
