@@ -72,12 +72,14 @@ def score(words: Words) -> None:
 
 def select(words: Words) -> None:
     """Choose neurons from statistics, with any method that chooses: neurons.safetensors."""
+    import tyro
+
     from .methods import select as selecting
     from .models.shapes import resolve
     from .scoring.statistics import Statistics
 
     name = _take(words, "--method", "caneft", tuple(selecting.CHOOSING))
-    default = selecting.Arguments(method=selecting.CHOOSING[name]())
+    default = selecting.Arguments(statistics=tyro.MISSING, method=selecting.CHOOSING[name]())
     given = _given(selecting.Arguments, words, f"select --method {name}", selecting.__doc__, default=default)
     if len(given.statistics) > 1:
         raise UserError(f"select {' '.join(given.statistics)}: name one statistics.safetensors")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from ...common.files import whole_file, write_text
+from ...common.files import whole_file, write_json, write_text
 from . import page
 from .page import aligned
 from .run import write_report
@@ -60,7 +60,8 @@ def write(
     tables: Sequence[Table],
     figures: Sequence[Figure] = (),
 ) -> Path:
-    """Print the tables, write `RUN/analyses/<name>-<table>.csv` of each and `<name>.html`; returns the page's path.
+    """Print the tables, write `RUN/analyses/<name>-<table>.csv` of each, `<name>.html`, and its figures as
+    `<name>.json`; returns the page's path.
 
     A run's report is written again, with the figures in it.
     """
@@ -71,10 +72,12 @@ def write(
             print(f"\n{table.title or title}\n{text(table)}")
     print(f"\n{words}", flush=True)
     body = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(str(Path(run)))}</p>', f"<p>{escape(words)}</p>"]
-    body += [page.section(figure.title, _figure(figure)) for figure in figures]
+    drawn = [(figure.title, _figure(figure)) for figure in figures if figure.svg]
+    body += [page.section(*one) for one in drawn]
     body += [page.section(table.title or title, html(table)) for table in tables if table.shown]
     path = folder / f"{name}.html"
     write_text(path, page.page(title, body))
+    write_json(path.with_suffix(".json"), {"title": title, "figures": drawn})
     print(f"→ {path}", flush=True)
     if all((Path(run) / name).is_file() for name in ("config.json", "report.html")):  # a comparison has no settings
         write_report(run)
@@ -111,4 +114,4 @@ def _cell(value: Any, digits: int) -> str:
 
 def _figure(figure: Figure) -> str:
     caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
-    return f"<figure>{figure.svg}{caption}</figure>" if figure.svg else ""
+    return f"<figure>{figure.svg}{caption}</figure>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -77,13 +76,6 @@ def section(title: str, *parts: str) -> str:
     """A heading with what follows it, or nothing where nothing follows."""
     inside = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>" if inside else ""
-
-
-def pictures(document: str) -> tuple[str, list[tuple[str, str]]]:
-    """Of a `page`: its <h1>, and heading and content of every `section` that is a figure. HTML, as it stands there."""
-    title = re.search(r"<h1>([^<]*)</h1>", document)
-    figures = re.findall(r"<section>\n<h2>([^<]*)</h2>\n(<figure>.*?)\n</section>", document, re.DOTALL)
-    return title[1] if title else "", figures
 
 
 def table(head: str, rows: Iterable[tuple[str, Sequence[str]]], kind: str = "") -> str:

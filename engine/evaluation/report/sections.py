@@ -266,10 +266,18 @@ def _sentence(i: int, lines: Mapping[str, list[str]]) -> Iterator[tuple[str, lis
 def analyses(run: Artefacts) -> Iterator[str]:
     """What the run was asked: of each page in its `analyses/` the title, the figures and a link, in order of names."""
     for path in sorted((run.folder / "analyses").glob("*.html")):
-        title, figures = page.pictures(path.read_text(encoding="utf-8"))
+        about = _figures(path.with_suffix(".json"))
         link = f'<a href="analyses/{escape(path.name)}">analyses/{escape(path.name)}</a>'
-        yield f'<h3>{title}</h3>\n<p class="soft">Tables: {link}</p>'
-        yield from (f'<p class="soft">{name}</p>\n{figure}' for name, figure in figures)
+        yield f'<h3>{escape(about.get("title", path.stem))}</h3>\n<p class="soft">Tables: {link}</p>'
+        yield from (f'<p class="soft">{escape(name)}</p>\n{figure}' for name, figure in about.get("figures", ()))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """What an analysis left beside its page: its title, and title and HTML of each figure; nothing if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def signatures(run: Artefacts) -> str:

@@ -13,7 +13,7 @@ from toys import bytes_tokenizer, model_of_bytes
 from slicetune.engine.common.files import read_lines, write_lines
 from slicetune.engine.data import prompts
 from slicetune.engine.data.records import Pair
-from slicetune.engine.evaluation.translation import end_tokens, gather, one_line, translate
+from slicetune.engine.evaluation.translation import as_line, end_tokens, gather, translate
 
 PROMPT = prompts.Prompt(system="{src} to {tgt}. {domain}.")
 PAIRS = [
@@ -38,6 +38,12 @@ def one_by_one(model, tokenizer, pair: Pair, count: int, ends: list[int]) -> lis
     return tokens[start:]
 
 
+def by_hand(text: str) -> str:
+    """A model's answer on one line, without what it was asked to start with."""
+    text = text.strip().removeprefix("English:")
+    return " ".join(part for part in text.splitlines() if part).strip()
+
+
 @pytest.mark.parametrize(("kind", "chat"), [("llama", True), ("llama", False), ("bloom", False)])
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_batches_give_what_single_sentences_give(kind, chat, batch_size):
@@ -46,7 +52,7 @@ def test_batches_give_what_single_sentences_give(kind, chat, batch_size):
     expected = []
     for pair in PAIRS:
         tokens = one_by_one(model, tokenizer, pair, 12, ends)
-        expected.append(one_line(tokenizer.decode(tokens, skip_special_tokens=True), "en"))
+        expected.append(by_hand(tokenizer.decode(tokens, skip_special_tokens=True)))
     made = translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)
     assert made == expected
     assert len(set(made)) > 1
@@ -81,7 +87,7 @@ def test_decoding_stops_at_the_end_of_turn_and_leaves_it_out():
     assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == sorted({2, 3, stop})
     made = translate(model, tokenizer, PROMPT, PAIRS, 5, 10)
     cut = free[2][: free[2].index(stop)]
-    assert made[2] == one_line(tokenizer.decode(cut, skip_special_tokens=True), "en")
+    assert made[2] == by_hand(tokenizer.decode(cut, skip_special_tokens=True))
     assert any(len(tokens) > len(cut) for tokens in free)
 
 
@@ -96,10 +102,10 @@ def test_the_models_own_sampling_settings_are_not_used_and_come_back():
     assert model.training
 
 
-def test_a_hypothesis_is_one_line_without_its_prefix():
-    assert one_line(" English: The rash\nfades.\r\n\u2028 It\x85goes. ", "en") == "The rash fades.  It goes."
-    assert one_line("The English: language", "en") == "The English: language"
-    assert one_line("a\u00a0b", "en") == "a\u00a0b"
+def test_a_hypothesis_is_as_line_without_its_prefix():
+    assert as_line(" English: The rash\nfades.\r\n\u2028 It\x85goes. ", "en") == "The rash fades.  It goes."
+    assert as_line("The English: language", "en") == "The English: language"
+    assert as_line("a\u00a0b", "en") == "a\u00a0b"
 
 
 def test_files_keep_lines_and_replace_only_when_complete(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.shapes import GEMMA2_9B, LLAMA2_7B, LLAMA31_8B, QWEN25_7B, ModelShape, from_config
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import memory
-from slicetune.engine.run.forecast.estimate import chosen, corpus_of
+from slicetune.engine.run.forecast.estimate import chosen, corpus_of, dry_run_text
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.slices.ffn import fuse
 from slicetune.engine.slices.neurons import NeuronSet
@@ -210,10 +210,8 @@ def test_an_8b_model_scores_within_24_gb():
     smaller = config(score=ScoreConfig(tokens_per_batch=fits))
     assert 512 <= fits < 4096
     assert memory.device_total(memory.scoring(smaller, LLAMA31_8B, 24 * GIGA)) <= 24 * GIGA
-    assert (
-        f"--score.tokens-per-batch {memory.scoring_tokens_that_fit(config(), LLAMA31_8B, 22.8 * GIGA)}"
-        in dry_run_text(config(), LLAMA31_8B, 8, 24 * GIGA)
-    )
+    most = memory.scoring_tokens_that_fit(config(), LLAMA31_8B, 22.8 * GIGA)
+    assert f"--score.tokens-per-batch {most}" in dry_run_text(config(), LLAMA31_8B, 8, 24 * GIGA)
 
 
 def test_counts_placement_is_that_of_the_scoring_pass(monkeypatch):

@@ -76,14 +76,18 @@ def test_accumulation_and_clipping_stay_within_rounding(pool, tmp_path):
     for stage in STAGES:
         settings = {"zero_stage": stage, "train_micro_batch_size": 1, "train_max_grad_norm": 0.5}
         runs[stage] = pool.run("train_slices", str(tmp_path / str(stage)), settings)[0]
+    names = [name for name in runs[1] if name.startswith("master/")]
+    assert len(names) == 5  # the slices of toys.neurons()
     for stage in (2, 3):
-        for name in (n for n in runs[1] if n.startswith("master/")):
+        for name in names:
             assert (runs[1][name] - runs[stage][name]).norm() <= 1e-5 * runs[1][name].norm()
 
 
 def test_accumulation_equals_one_batch(pool, unbroken, tmp_path):
     split = pool.run("train_slices", str(tmp_path), {"train_micro_batch_size": 1})[0]
-    for name in (n for n in split if n.startswith("master/")):
+    names = [name for name in split if name.startswith("master/")]
+    assert len(names) == 5
+    for name in names:
         assert (split[name] - unbroken[1][1][name]).norm() <= 1e-5 * split[name].norm()
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from drawn import lognormal, shape_of, statistics_of
 
+from slicetune.engine.commands import main
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.methods.caneft import information, selection
 from slicetune.engine.methods.caneft.selection import select, task_relevant
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.counts import share_of
-from slicetune.engine.methods.select import main
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices.neurons import NeuronSet
 
@@ -23,7 +23,7 @@ READINGS = ("specific", "one_vs_rest", "joint")
 @pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0])
 def test_task_filter_is_that_of_sets(merge, ratio):
     each = torch.randint(0, 40, (3, 60), generator=torch.Generator().manual_seed(3)).double()  # many ties
-    found = set(task_relevant(each, Caneft(task_ratio=ratio, task_merge=merge)).nonzero().flatten().tolist())
+    found = set(task_relevant(each, ratio, merge).nonzero().flatten().tolist())
     keep = math.floor(ratio * 60 + 0.5)
     rows = each.tolist()
     if merge == "mean":
@@ -152,7 +152,7 @@ def test_groups_that_cannot_inform_are_refused():
     scores, groups = lognormal(60, shape)
     alone = statistics_of(scores, torch.zeros_like(groups), shape, ["it"])
     assert "it alone" in refused(alone, Caneft())
-    assert select(alone, Caneft(consensus=None)).neurons.count == 1
+    assert select(alone, consensus=None).neurons.count == 1
     four = statistics_of(scores, groups, shape, ["it", "law", "medical", "subtitles"])
     assert "no sentence of subtitles" in refused(four, Caneft())
 

@@ -44,7 +44,7 @@ def inputs(dtype=torch.float64):
 
 
 def call(ffn, x):
-    return ffn(x, torch.zeros_like(x)) if "in" in ffn.names else ffn(x)
+    return ffn(x, torch.zeros_like(x)) if "in" in ffn.roles else ffn(x)
 
 
 @pytest.fixture(params=[(m, s, l) for m in MODELS for s in ("input", "output") for l in (0, 1)], ids=str)
@@ -83,7 +83,7 @@ def test_forward_and_backward_equal_the_plain_ffn(case):
     expected = dict(zip(weights, grads, strict=True))
 
     seen = 0
-    for role, child in ours.names.items():
+    for role, child in ours.roles.items():
         linear = getattr(ours, child)
         for owner, (units, _) in owned_units(routes, layer).items():
             seen += 1
@@ -93,7 +93,7 @@ def test_forward_and_backward_equal_the_plain_ffn(case):
                 assert (linear.rows[owner].grad - expected[f"{child}.weight"][units]).abs().max() < 1e-12
             if linear.bias_rows:
                 assert (linear.bias_rows[owner].grad - expected[f"{child}.bias"][units]).abs().max() < 1e-12
-    assert seen == len(ours.names) * 4  # general and three languages
+    assert seen == len(ours.roles) * 4  # general and three languages
 
 
 @pytest.mark.parametrize("kind", MODELS)
