@@ -1,7 +1,7 @@
 """The table of a comparison: every method's runs, one a seed, as means with deviations, ranks and significance.
 
 rows = [Row("base", "Base", [results]), Row("caneft", "CANEFT", [results_of_seed_0, results_of_seed_1])]
-tables(rows, p_values(rows))             # scores and costs; report: comparison_report.py
+tables(rows, p_values(rows))             # scores and costs; report/comparison.py draws them
 """
 
 from __future__ import annotations

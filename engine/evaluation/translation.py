@@ -4,7 +4,7 @@
     hypotheses = gather(part)              # on every rank, in the order of the pairs
     write_lines(out / "translations/caneft/it.en", hypotheses)
 
-Every rank decodes with a whole model of its own. Next: evaluation.py scores the lines.
+Every rank decodes with a whole model of its own. Next: bleu.py scores the lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adapter: two bottleneck adapters a block, behind the attention and behind the FFN; the base stays as it is.
 
 Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP". LANDeRMT's Table 1 has it with 806 M parameters on
-BLOOM-7b1, which is a width of 1640. What it is and how it is saved: bottleneck.py.
+BLOOM-7b1, which is a width of 1640. How it is saved: export/attached.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A method is a dataclass of settings; `kind` is its name in files and recipes. The defaults here are those
 of the methods that select neurons and train their slices; the others say where they differ. All go through the same
-run.py: same data, batches, evaluation and artefacts.
+run (run/run.py): same data, batches, evaluation and artefacts.
 """
 
 from __future__ import annotations

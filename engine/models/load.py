@@ -1,6 +1,6 @@
 """Load a causal LM and its tokenizer: from a folder, the hub, or generated on the spot (`tiny`).
 
-Weights go straight to their device; no pickle and no remote code is read. Next: ffn.py finds the FFNs by structure.
+Weights go straight to their device; no pickle and no remote code is read. Next: sites.py finds the FFNs by structure.
 """
 
 from __future__ import annotations

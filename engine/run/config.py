@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-de-en
 
 Field names follow Hugging Face's TrainingArguments where it has one. Each field is followed by its documentation,
-which is also its help on the command line (tyro). settings.py turns the tree into JSON and back.
+which is also its help on the command line (tyro). common/settings.py turns the tree into JSON.
 """
 
 from __future__ import annotations

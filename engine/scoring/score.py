@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 -m slicetune.engine score …        # the ranks share the samples
 
 Files are those of labelled.py; the groups' names are what selection tells apart. Writes statistics.safetensors, which
-select.py reads. A pass that was stopped goes on when the same command is given again.
+`slicetune select` reads. A pass that was stopped goes on when the same command is given again.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     h = act(x W1ᵀ + b1),        y = h W2ᵀ + b2      (plain: BLOOM)
 
 It saves x and the pre-activations and recomputes h; matrix products stay with the vendor's library, everything
-between them is one pass over memory in `kernels/`. A tap (scoring.py) gets the per-sample sums of activation ×
+between them is one pass over memory in `kernels/`. A tap (scoring/passes.py) gets the per-sample sums of activation ×
 gradient out of that same pass. Next: ffn.py, which puts it into a model.
 """
 

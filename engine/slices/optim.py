@@ -7,7 +7,7 @@ Before, and after with two rows of one layer:
     params = slice_linears(model, rows={"layers.0.mlp.up_proj": [3, 17]})
     optimizer = SparseColumnAdamW(params, lr=1e-4)
 
-`slice_linears` is in slices.py. DeepSpeed, DDP, Accelerate or a Trainer take it as any other torch optimizer.
+`slice_linears` is in linear.py. DeepSpeed, DDP, Accelerate or a Trainer take it as any other torch optimizer.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
 """Decoder blocks compiled by torch.compile, for training: norms, RoPE, residuals and activations become few kernels.
 
 Each block is compiled as a whole, for batches of any length; blocks that are alike share what was compiled. Scoring,
-dev loss and decoding run as ever. Next: fused_traced.py, the FFN as a compiler sees it.
+dev loss and decoding run as ever. See slices/traced.py, the FFN as a compiler sees it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO around the trained slices: configure, initialise, step, gather and restore state.
 
-Everything here was read in DeepSpeed 0.19.8; the comments say what would go wrong without it. Next: training.py, the
+Everything here was read in DeepSpeed 0.19.8; the comments say what would go wrong without it. Next: train.py, the
 loop; checkpoint.py, what is written.
 """
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of AdamW over slices, and their configurations; see adamw.py.
+"""The Triton kernels of AdamW over slices, and their configurations; see op.py.
 
 A program takes one tile: 1024 elements of one slice. `table` has a row of pointers and sizes for each slice, `moving`
 what changes from step to step: the gradients' pointers, then the rounding keys, and `hyper` the rates. All that a

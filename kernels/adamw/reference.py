@@ -1,6 +1,6 @@
 """AdamW over compact slices in plain torch: the formula, the 8-bit block-wise moments and the stochastic rounding.
 
-The Triton kernel in `adamw.py` computes the same, operation by operation; this file runs on the CPU and in the tests.
+The Triton kernel in `kernel.py` computes the same, operation by operation; this file runs on the CPU and in the tests.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The Triton kernels of the gated activation, their launches and their pinned configurations; see gated.py."""
+"""The Triton kernels of the gated activation, their launches and their pinned configurations; see op.py."""
 
 import functools
 

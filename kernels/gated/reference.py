@@ -1,4 +1,4 @@
-"""The gated activation in plain torch: the specification of `gated.py`'s kernels, and the path a CPU takes.
+"""The gated activation in plain torch: the specification of the kernels, and the path a CPU takes.
 
 `*_reference` are the formulas over whole tensors; `forward_torch` and `backward_torch` run the same blocks of rows
 one after another, so that their temporaries stay in cache.

@@ -1,4 +1,4 @@
-"""The Triton kernels of the plain activation, their launches and their pinned configurations; see plain.py."""
+"""The Triton kernels of the plain activation, their launches and their pinned configurations; see op.py."""
 
 import functools
 
@@ -8,7 +8,7 @@ from ..common.blocks import VARYING, block_of, load_gain, load_slots, store_colu
 from ..common.cases import AotCase
 from ..common.dispatch import Tile, jit, tl
 
-# As in gated_kernels.py, with one tensor less to hold.
+# As in gated/kernel.py, with one tensor less to hold.
 FORWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(8, 8, 32, 1)}
 BACKWARD = {"default": Tile(8, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}
 COLUMNS = {"default": Tile(32, 4, 256, 4), "gfx942": Tile(32, 8, 256, 4), "interpret": Tile(16, 8, 32, 1)}

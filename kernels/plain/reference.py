@@ -1,4 +1,4 @@
-"""The plain activation in torch: the specification of `plain.py`'s kernels, and the path a CPU takes."""
+"""The plain activation in torch: the specification of the kernels, and the path a CPU takes."""
 
 from dataclasses import dataclass
 

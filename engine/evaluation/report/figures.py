@@ -3,7 +3,7 @@
     loss_chart([(1, 2.3), (2, 2.1)], dev=[(2, 2.2)])
     heat_map(counts)              # [layers, bins] integers: where in the model the chosen neurons lie
 
-Pure functions of numbers; report.py puts them on the page.
+Pure functions of numbers; sections.py puts them on the page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sections of report.html, each from a run's artefacts; one whose artefact is missing is empty.
 
-report.py puts them on a page; the figures are drawn by figures.py.
+run.py puts them on a page; the figures are drawn by figures.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 LANDeRMT gives every unit of an FFN to one owner: the general group or a language. What belongs to an owner is one
 parameter (`rows.general`, `rows.de`, …), so that optimizers and ZeRO can update or skip an owner whole; the weight
-holds the current values of all, as in slices.py. The gradient is one product over all owned units, then split.
+holds the current values of all, as in slices/linear.py. The gradient is one product over all owned units, then split.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     model = load_routed("runs/x/model")          # routed; transformers alone loads the same weights with every gain 1
     router_of(model).set(["de-en", "en-fr"])     # the pair of each row of the next batch
 
-Next: fold.py, which makes an ordinary model of it for one pair.
+Next: export/routed.py, which loads it, and makes an ordinary model of it for one pair.
 """
 
 from __future__ import annotations

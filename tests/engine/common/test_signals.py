@@ -90,7 +90,7 @@ def test_signals_in_every_stage_lose_nothing(base, unbroken, tmp_path):
         ended = stop(base, out, words, strike)
         assert (ended["state"], ended["exit_code"]) == ("interrupted", 75), ended["log"][-3000:]
         assert "error: interrupted by a signal while" in ended["log"]
-        assert "engine/run.py" not in ended["log"], "a traceback of ours"
+        assert "engine/run/run.py" not in ended["log"], "a traceback of ours"
     output = finish(start(TWO_RANKS, base, out, **SLOW, **MANY))
     assert "caneft: it: translated before" in output
     assert status.read(out)["state"] == "complete"
