@@ -26,7 +26,7 @@ def environment(mode: str, links: Path) -> dict[str, str]:
     """Variables of the children: where slicetune is, which contenders, and no network."""
     package = links / "slicetune"
     package.mkdir()
-    for name in ("engine", "kernels"):
+    for name in ("engine", "kernels", "recipes"):
         (package / name).symlink_to(ROOT / name, target_is_directory=True)
     cpu = mode == "cpu"
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,8 @@ COLOURS = {"ours": "#1f6f8b", "floor": "#9aa5ac", "rival": "#c9803a", "peer": "#
 
 def draw(stem: str, tables: list[tuple[str, str, list[Row]]], folder: Path) -> list[Path]:
     """Writes what the tables allow; nothing where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    if not _matplotlib():
         return []
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "slicetune"
-    matplotlib.rcParams["font.size"] = 9
     made = []
     step = next((rows for suite, _, rows in tables if suite == "step"), [])
     if any("peak_bytes" in row for row in step):
@@ -29,6 +26,20 @@ def draw(stem: str, tables: list[tuple[str, str, list[Row]]], folder: Path) -> l
     if kernels:
         made.append(_kernels(kernels, folder / f"{stem}-kernels.svg"))
     return made
+
+
+@functools.cache
+def _matplotlib() -> bool:
+    """Whether it is here, set up to draw the same bytes; if not, says once what brings it."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("[report] no plots: matplotlib is not installed: pip install 'slicetune[bench]'", file=sys.stderr)
+        return False
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "slicetune"
+    matplotlib.rcParams["font.size"] = 9
+    return True
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -1,33 +1,14 @@
-"""Bottleneck adapters: Baichuan2-7B-Base, ten directions (LANDeRMT's Table 1).
+"""Bottleneck adapters on Baichuan2-7B-Base, ten directions: LANDeRMT's Table 1.
 
-860,199,424 parameters: 32 layers where BLOOM has 30.
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/adapter_baichuan2.py --data.dir DATA --out runs/adapter-baichuan2
-python recipes/adapter_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/adapter_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.adapter import Adapter
+from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = RunConfig(
-    out="runs/adapter-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Adapter(width=1640),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+# 860,199,424 parameters: 32 layers where BLOOM has 30.
+CONFIG = row("adapter", Adapter(width=1640))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,33 +1,14 @@
-"""Bottleneck adapters: BLOOM-7b1, ten directions (LANDeRMT's Table 1).
+"""Bottleneck adapters on BLOOM-7b1, ten directions: LANDeRMT's Table 1.
 
-806,436,960 parameters: the paper's 806 M.
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/adapter_bloom.py --data.dir DATA --out runs/adapter-bloom
-python recipes/adapter_bloom.py --dry-run
+torchrun --nproc_per_node 8 recipes/adapter_bloom.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.adapter import Adapter
+from slicetune.recipes.models.bloom import row
 
-CONFIG = RunConfig(
-    out="runs/adapter-bloom",
-    shape="BLOOM-7b1",
-    model=ModelConfig(path="bigscience/bloom-7b1"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Adapter(width=1640),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+# 806,436,960 parameters: the paper's 806 M.
+CONFIG = row("adapter", Adapter(width=1640))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,29 +1,13 @@
-"""Zero-shot: Baichuan2-7B-Base, ten directions (LANDeRMT's Table 1).
+"""Baichuan2-7B-Base as it is, zero-shot, ten directions: LANDeRMT's Table 1.
 
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/base_baichuan2.py --data.dir DATA --out runs/base-baichuan2
-python recipes/base_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/base_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig
 from slicetune.engine.methods.base import Base
+from slicetune.recipes.models.baichuan2 import untrained
 
-CONFIG = RunConfig(
-    out="runs/base-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-    ),
-    method=Base(),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+CONFIG = untrained("base", Base())
 
 if __name__ == "__main__":
     main(CONFIG)

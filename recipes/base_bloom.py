@@ -1,29 +1,13 @@
-"""Zero-shot: BLOOM-7b1, ten directions (LANDeRMT's Table 1).
+"""BLOOM-7b1 as it is, zero-shot, ten directions: LANDeRMT's Table 1.
 
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/base_bloom.py --data.dir DATA --out runs/base-bloom
-python recipes/base_bloom.py --dry-run
+torchrun --nproc_per_node 8 recipes/base_bloom.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig
 from slicetune.engine.methods.base import Base
+from slicetune.recipes.models.bloom import untrained
 
-CONFIG = RunConfig(
-    out="runs/base-bloom",
-    shape="BLOOM-7b1",
-    model=ModelConfig(path="bigscience/bloom-7b1"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-    ),
-    method=Base(),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+CONFIG = untrained("base", Base())
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,20 +1,13 @@
-"""The base model as it is: Llama-3.1-8B-Instruct, German–English, Koran unseen (the paper's Table 1, first row).
+"""Llama-3.1-8B-Instruct as it is, German–English, Koran unseen: CANEFT's Table 1, first row.
 
-torchrun --nproc_per_node 8 recipes/base_llama31.py --data.dir DATA --out runs/base-llama31
-python recipes/base_llama31.py --dry-run
+torchrun --nproc_per_node 8 recipes/base_llama31.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig
 from slicetune.engine.methods.base import Base
+from slicetune.recipes.models.llama31 import row
 
-CONFIG = RunConfig(
-    out="runs/base-llama31",
-    shape="Llama-3.1-8B",
-    model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Base(),
-)
+CONFIG = row("base", Base())
 
 if __name__ == "__main__":
     main(CONFIG)

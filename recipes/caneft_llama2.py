@@ -1,21 +1,13 @@
-"""CANEFT on Llama-2-7B-Chat, German–English: four domains seen, Koran unseen (the paper's Table 1).
+"""CANEFT on Llama-2-7B-Chat, German–English, four domains seen, Koran unseen: the paper's Table 1.
 
-torchrun --nproc_per_node 8 recipes/caneft_llama2.py --data.dir DATA --out runs/caneft-llama2
-python recipes/caneft_llama2.py --dry-run
+torchrun --nproc_per_node 8 recipes/caneft_llama2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.caneft import Caneft
+from slicetune.recipes.models.llama2 import row
 
-CONFIG = RunConfig(
-    out="runs/caneft-llama2",
-    shape="Llama-2-7B",
-    model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Caneft(neuron_ratio=0.01),
-    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
-)
+CONFIG = row("caneft", Caneft(neuron_ratio=0.01))
 
 if __name__ == "__main__":
     main(CONFIG)

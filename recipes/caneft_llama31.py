@@ -1,21 +1,13 @@
-"""CANEFT on Llama-3.1-8B-Instruct, German–English: four domains seen, Koran unseen (the paper's Table 1).
+"""CANEFT on Llama-3.1-8B-Instruct, German–English, four domains seen, Koran unseen: the paper's Table 1.
 
-torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA --out runs/caneft-llama31
-python recipes/caneft_llama31.py --dry-run
+torchrun --nproc_per_node 8 recipes/caneft_llama31.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.caneft import Caneft
+from slicetune.recipes.models.llama31 import row
 
-CONFIG = RunConfig(
-    out="runs/caneft-llama31",
-    shape="Llama-3.1-8B",
-    model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Caneft(neuron_ratio=0.01),
-    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
-)
+CONFIG = row("caneft", Caneft(neuron_ratio=0.01))
 
 if __name__ == "__main__":
     main(CONFIG)

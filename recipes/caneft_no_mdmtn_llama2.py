@@ -1,21 +1,13 @@
-"""CANEFT w/o MDMTN, no task filter: Llama-2-7B-Chat, German–English, Koran unseen (the paper's Table 2).
+"""CANEFT w/o MDMTN, no task filter, on Llama-2-7B-Chat, German–English, Koran unseen: the paper's Table 2.
 
-torchrun --nproc_per_node 8 recipes/caneft_no_mdmtn_llama2.py --data.dir DATA --out runs/caneft-no-mdmtn-llama2
-python recipes/caneft_no_mdmtn_llama2.py --dry-run
+torchrun --nproc_per_node 8 recipes/caneft_no_mdmtn_llama2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.caneft import Caneft
+from slicetune.recipes.models.llama2 import row
 
-CONFIG = RunConfig(
-    out="runs/caneft-no-mdmtn-llama2",
-    shape="Llama-2-7B",
-    model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Caneft(neuron_ratio=0.01, task_ratio=None),
-    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
-)
+CONFIG = row("caneft-no-mdmtn", Caneft(neuron_ratio=0.01, task_ratio=None))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,19 +1,13 @@
-"""DoRA r=8 on all linear layers on the embedded default: a small Llama and a corpus that are made on the spot.
+"""DoRA r=8 on all linear layers of the embedded model, with the embedded corpus.
 
 torchrun --nproc_per_node 2 recipes/dora_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import Dora
+from slicetune.recipes.models.tiny import row
 
-CONFIG = RunConfig(
-    out="runs/dora-tiny",
-    model=ModelConfig(path="tiny"),
-    data=DataConfig(dir="tiny", prompt="short", score_sentences=400, train_sentences=400),
-    method=Dora(rank=8, alpha=16),
-    train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
-)
+CONFIG = row("dora", Dora(rank=8, alpha=16))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,33 +1,13 @@
-"""Full fine-tuning: Baichuan2-7B-Base, ten directions (LANDeRMT's Table 1).
+"""Full fine-tuning of Baichuan2-7B-Base, ten directions: LANDeRMT's Table 1.
 
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/full_baichuan2.py --data.dir DATA --out runs/full-baichuan2
-python recipes/full_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/full_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from slicetune.engine.methods.base import Full
+from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = RunConfig(
-    out="runs/full-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base", activation_checkpointing=True),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Full(),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    zero=ZeroConfig(stage=3),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+CONFIG = row("full", Full(), zero_stage=3, activation_checkpointing=True)
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,33 +1,14 @@
-"""LANDeRMT: Baichuan2-7B-Base, ten directions; the FFNs of four layers, routed by direction.
+"""LANDeRMT on Baichuan2-7B-Base, ten directions: the FFNs of four layers, routed by direction.
 
-Four whole blocks, as the paper's count has them, are 809,533,440 parameters: --method.attention.
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/landermt_baichuan2.py --data.dir DATA --out runs/landermt-baichuan2
-python recipes/landermt_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/landermt_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.landermt import Landermt
+from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = RunConfig(
-    out="runs/landermt-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Landermt(),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+# Four whole blocks, as the paper's count has them, are 809,533,440 parameters: --method.attention.
+CONFIG = row("landermt", Landermt(k=4, epsilon=0.9))
 
 if __name__ == "__main__":
     main(CONFIG)

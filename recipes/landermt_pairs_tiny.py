@@ -1,21 +1,13 @@
-"""LANDeRMT, two directions, on an embedded model that knows both: the FFNs of four layers, routed by direction.
+"""LANDeRMT on the embedded model of two directions: the FFNs of two layers, routed by direction.
 
 torchrun --nproc_per_node 2 recipes/landermt_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.landermt import Landermt
+from slicetune.recipes.models.pairs_tiny import row
 
-CONFIG = RunConfig(
-    out="runs/landermt-pairs-tiny",
-    model=ModelConfig(path="tiny-pairs"),
-    data=DataConfig(
-        dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
-    ),
-    method=Landermt(k=2),
-    train=TrainConfig(learning_rate=3e-4, epochs=2, global_batch_size=16, micro_batch_size=8),
-)
+CONFIG = row("landermt", Landermt(k=2, epsilon=0.9), learning_rate=3e-4, micro_batch_size=8)
 
 if __name__ == "__main__":
     main(CONFIG)

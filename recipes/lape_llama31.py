@@ -1,23 +1,14 @@
-"""LAPE: Llama-3.1-8B-Instruct, German–English, Koran unseen (the paper's Table 1).
+"""LAPE on Llama-3.1-8B-Instruct, German–English, Koran unseen: CANEFT's Table 1.
 
---method.match runs/caneft-llama31/neurons.safetensors trains as many parameters as that run.
-
-torchrun --nproc_per_node 8 recipes/lape_llama31.py --data.dir DATA --out runs/lape-llama31
-python recipes/lape_llama31.py --dry-run
+torchrun --nproc_per_node 8 recipes/lape_llama31.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lape import Lape
+from slicetune.recipes.models.llama31 import row
 
-CONFIG = RunConfig(
-    out="runs/lape-llama31",
-    shape="Llama-3.1-8B",
-    model=ModelConfig(path="meta-llama/Llama-3.1-8B-Instruct"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Lape(neuron_ratio=0.01),
-    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
-)
+# --method.match runs/caneft-llama31/neurons.safetensors trains as many parameters as that run.
+CONFIG = row("lape", Lape(neuron_ratio=0.01))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,23 +1,14 @@
-"""LAPE: Qwen2.5-7B-Instruct, German–English, Koran unseen (the paper's Table 1).
+"""LAPE on Qwen2.5-7B-Instruct, German–English, Koran unseen: CANEFT's Table 1.
 
---method.match runs/caneft-qwen25/neurons.safetensors trains as many parameters as that run.
-
-torchrun --nproc_per_node 8 recipes/lape_qwen25.py --data.dir DATA --out runs/lape-qwen25
-python recipes/lape_qwen25.py --dry-run
+torchrun --nproc_per_node 8 recipes/lape_qwen25.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lape import Lape
+from slicetune.recipes.models.qwen25 import row
 
-CONFIG = RunConfig(
-    out="runs/lape-qwen25",
-    shape="Qwen2.5-7B",
-    model=ModelConfig(path="Qwen/Qwen2.5-7B-Instruct"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Lape(neuron_ratio=0.01),
-    train=TrainConfig(learning_rate=1e-5, epochs=2, global_batch_size=5),
-)
+# --method.match runs/caneft-qwen25/neurons.safetensors trains as many parameters as that run.
+CONFIG = row("lape", Lape(neuron_ratio=0.01))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,32 +1,13 @@
-"""Layers, an ablation of LANDeRMT: BLOOM-7b1, ten directions; whole layers, nothing routed.
+"""Layers, an ablation of LANDeRMT, on BLOOM-7b1, ten directions: whole layers, nothing routed.
 
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/layers_bloom.py --data.dir DATA --out runs/layers-bloom
-python recipes/layers_bloom.py --dry-run
+torchrun --nproc_per_node 8 recipes/layers_bloom.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.landermt import Layers
+from slicetune.recipes.models.bloom import row
 
-CONFIG = RunConfig(
-    out="runs/layers-bloom",
-    shape="BLOOM-7b1",
-    model=ModelConfig(path="bigscience/bloom-7b1"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Layers(),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+CONFIG = row("layers", Layers(k=4))
 
 if __name__ == "__main__":
     main(CONFIG)

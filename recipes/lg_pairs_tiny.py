@@ -1,21 +1,13 @@
-"""LG, an ablation of LANDeRMT, two directions, on an embedded model that knows both: only general units are trained.
+"""LG, an ablation of LANDeRMT, on the embedded model of two directions: only general units are trained.
 
 torchrun --nproc_per_node 2 recipes/lg_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.landermt import Lg
+from slicetune.recipes.models.pairs_tiny import row
 
-CONFIG = RunConfig(
-    out="runs/lg-pairs-tiny",
-    model=ModelConfig(path="tiny-pairs"),
-    data=DataConfig(
-        dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
-    ),
-    method=Lg(k=2),
-    train=TrainConfig(learning_rate=3e-4, epochs=2, global_batch_size=16, micro_batch_size=8),
-)
+CONFIG = row("lg", Lg(k=2, epsilon=0.9), learning_rate=3e-4, micro_batch_size=8)
 
 if __name__ == "__main__":
     main(CONFIG)

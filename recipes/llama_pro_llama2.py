@@ -1,21 +1,13 @@
-"""LLaMA Pro, two new blocks: Llama-2-7B-Chat, German–English, Koran unseen (the paper's Table 1).
+"""LLaMA Pro with two new blocks on Llama-2-7B-Chat, German–English, Koran unseen: CANEFT's Table 1.
 
-torchrun --nproc_per_node 8 recipes/llama_pro_llama2.py --data.dir DATA --out runs/llama-pro-llama2
-python recipes/llama_pro_llama2.py --dry-run
+torchrun --nproc_per_node 8 recipes/llama_pro_llama2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.llama_pro import LlamaPro
+from slicetune.recipes.models.llama2 import row
 
-CONFIG = RunConfig(
-    out="runs/llama-pro-llama2",
-    shape="Llama-2-7B",
-    model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf", activation_checkpointing=True),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=LlamaPro(blocks=2),
-    train=TrainConfig(learning_rate=2e-5, epochs=2, global_batch_size=5),
-)
+CONFIG = row("llama-pro", LlamaPro(blocks=2), learning_rate=2e-5, activation_checkpointing=True)
 
 if __name__ == "__main__":
     main(CONFIG)

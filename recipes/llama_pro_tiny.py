@@ -1,19 +1,13 @@
-"""LLaMA Pro, two new blocks on the embedded default: a small Llama and a corpus that are made on the spot.
+"""LLaMA Pro with two new blocks on the embedded model, with the embedded corpus.
 
 torchrun --nproc_per_node 2 recipes/llama_pro_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.llama_pro import LlamaPro
+from slicetune.recipes.models.tiny import row
 
-CONFIG = RunConfig(
-    out="runs/llama-pro-tiny",
-    model=ModelConfig(path="tiny"),
-    data=DataConfig(dir="tiny", prompt="short", score_sentences=400, train_sentences=400),
-    method=LlamaPro(blocks=2),
-    train=TrainConfig(learning_rate=1e-3, epochs=2, global_batch_size=16),
-)
+CONFIG = row("llama-pro", LlamaPro(blocks=2), learning_rate=1e-3)
 
 if __name__ == "__main__":
     main(CONFIG)

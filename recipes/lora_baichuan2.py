@@ -1,33 +1,14 @@
-"""LoRA on the attention's input projections: Baichuan2-7B-Base, ten directions (LANDeRMT's Table 1).
+"""LoRA on the attention's input projections of Baichuan2-7B-Base, ten directions: LANDeRMT's Table 1.
 
-r=64: 50,331,648 parameters; q, k and v apart have an A each (on the packed W_pack: 33,554,432).
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/lora_baichuan2.py --data.dir DATA --out runs/lora-baichuan2
-python recipes/lora_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/lora_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import Lora
+from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = RunConfig(
-    out="runs/lora-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Lora(rank=64, alpha=128, target_modules=("q_proj", "k_proj", "v_proj")),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+# 50,331,648 parameters: q, k and v apart have an A each (on the packed W_pack: 33,554,432).
+CONFIG = row("lora", Lora(rank=64, alpha=128, target_modules=("q_proj", "k_proj", "v_proj")))
 
 if __name__ == "__main__":
     main(CONFIG)

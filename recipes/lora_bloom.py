@@ -1,33 +1,14 @@
-"""LoRA on the attention's input projections: BLOOM-7b1, ten directions (LANDeRMT's Table 1).
+"""LoRA on the attention's input projections of BLOOM-7b1, ten directions: LANDeRMT's Table 1.
 
-r=64: 31,457,280 parameters, the paper's 31 M. Its alpha is not given.
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/lora_bloom.py --data.dir DATA --out runs/lora-bloom
-python recipes/lora_bloom.py --dry-run
+torchrun --nproc_per_node 8 recipes/lora_bloom.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import Lora
+from slicetune.recipes.models.bloom import row
 
-CONFIG = RunConfig(
-    out="runs/lora-bloom",
-    shape="BLOOM-7b1",
-    model=ModelConfig(path="bigscience/bloom-7b1"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Lora(rank=64, alpha=128, target_modules=("query_key_value",)),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+# 31,457,280 parameters: the paper's 31 M. Its alpha is not given.
+CONFIG = row("lora", Lora(rank=64, alpha=128, target_modules=("query_key_value",)))
 
 if __name__ == "__main__":
     main(CONFIG)

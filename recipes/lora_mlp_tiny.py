@@ -1,19 +1,13 @@
-"""LoRA r=8 on the FFNs on the embedded default: a small Llama and a corpus that are made on the spot.
+"""LoRA r=8 on the FFNs of the embedded model, with the embedded corpus.
 
 torchrun --nproc_per_node 2 recipes/lora_mlp_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import LoraMlp
+from slicetune.recipes.models.tiny import row
 
-CONFIG = RunConfig(
-    out="runs/lora-mlp-tiny",
-    model=ModelConfig(path="tiny"),
-    data=DataConfig(dir="tiny", prompt="short", score_sentences=400, train_sentences=400),
-    method=LoraMlp(rank=8, alpha=16),
-    train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
-)
+CONFIG = row("lora-mlp", LoraMlp(rank=8, alpha=16))
 
 if __name__ == "__main__":
     main(CONFIG)

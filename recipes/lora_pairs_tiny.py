@@ -1,21 +1,13 @@
-"""LoRA on the attention's input projections, two directions, on an embedded model that knows both.
+"""LoRA on the attention's input projections of the embedded model of two directions.
 
 torchrun --nproc_per_node 2 recipes/lora_pairs_tiny.py
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import Lora
+from slicetune.recipes.models.pairs_tiny import row
 
-CONFIG = RunConfig(
-    out="runs/lora-pairs-tiny",
-    model=ModelConfig(path="tiny-pairs"),
-    data=DataConfig(
-        dir="tiny", pairs=("de-en", "en-de"), prompt="short", score_sentences=400, train_sentences=400, budget="equal"
-    ),
-    method=Lora(rank=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj")),
-    train=TrainConfig(learning_rate=3e-3, epochs=2, global_batch_size=16),
-)
+CONFIG = row("lora", Lora(rank=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj")))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,23 +1,13 @@
-"""LoRA r=8 on all linear layers: Qwen2.5-7B-Instruct, German–English, Koran unseen (the paper's Table 1).
+"""LoRA r=8 on all linear layers of Qwen2.5-7B-Instruct, German–English, Koran unseen: CANEFT's Table 1.
 
-The paper's count on Llama-3.1 is that of r=16; the dry run prints this one's.
-
-torchrun --nproc_per_node 8 recipes/lora_qwen25.py --data.dir DATA --out runs/lora-qwen25
-python recipes/lora_qwen25.py --dry-run
+torchrun --nproc_per_node 8 recipes/lora_qwen25.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.lora import Lora
+from slicetune.recipes.models.qwen25 import row
 
-CONFIG = RunConfig(
-    out="runs/lora-qwen25",
-    shape="Qwen2.5-7B",
-    model=ModelConfig(path="Qwen/Qwen2.5-7B-Instruct"),
-    data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-    method=Lora(rank=8, alpha=16),
-    train=TrainConfig(learning_rate=1e-4, epochs=2, global_batch_size=5),
-)
+CONFIG = row("lora", Lora(rank=8, alpha=16), learning_rate=1e-4)
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -1,32 +1,13 @@
-"""LS, an ablation of LANDeRMT: Baichuan2-7B-Base, ten directions; only specific units are trained.
+"""LS, an ablation of LANDeRMT, on Baichuan2-7B-Base, ten directions: only specific units are trained.
 
-DATA has <pair>/wmt/{train,dev,test}.jsonl.gz of each; a folder de-en serves en-de too.
-
-torchrun --nproc_per_node 8 recipes/ls_baichuan2.py --data.dir DATA --out runs/ls-baichuan2
-python recipes/ls_baichuan2.py --dry-run
+torchrun --nproc_per_node 8 recipes/ls_baichuan2.py --data.dir DATA
 """
 
 from slicetune.engine.cli import main
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig
 from slicetune.engine.methods.landermt import Ls
+from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = RunConfig(
-    out="runs/ls-baichuan2",
-    shape="Baichuan2-7B",
-    model=ModelConfig(path="baichuan-inc/Baichuan2-7B-Base"),
-    data=DataConfig(
-        dir="data",
-        pairs=("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en"),
-        seen=("wmt",),
-        unseen=(),
-        prompt="templates",
-        train_sentences=100_000,
-        budget="equal",
-    ),
-    method=Ls(),
-    train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-    evaluate=EvaluateConfig(smooth="none"),
-)
+CONFIG = row("ls", Ls(k=4, epsilon=0.9))
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -120,6 +120,29 @@ def test_a_row_that_was_being_written_is_not_one_and_the_last_line_counts(bench,
     assert (whole["mode"], whole["tests"], list(whole["files"])) == ("gpu", {"t": "passed"}, ["kernels", "packed"])
 
 
+def test_a_recipe_starts_from_a_checkout_that_is_not_installed(bench, tmp_path, monkeypatch):
+    import launch
+    import recipe
+
+    # -S: no .pth file is read, so that an editable installation is not seen
+    monkeypatch.setenv("PYTHONPATH", str(Path(pytest.__file__).parents[1]))
+    command = [sys.executable, "-S", "-P", recipe.RECIPE, "--dry-run"]
+    env = launch.environment("cpu", tmp_path)
+    done = subprocess.run(command, cwd=launch.ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "while scoring" in done.stdout
+
+
+def test_without_matplotlib_there_are_no_plots_and_one_line_says_so(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
+    import plots
+
+    plots._matplotlib.cache_clear()
+    assert plots.draw("a", [], tmp_path) == plots.draw("b", [], tmp_path) == []
+    assert capsys.readouterr().err.count("pip install 'slicetune[bench]'") == 1
+    plots._matplotlib.cache_clear()
+
+
 def test_a_child_ends_when_its_time_is_over(bench, tmp_path):
     import launch
 

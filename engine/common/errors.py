@@ -1,4 +1,5 @@
-"""How a run can end: the table of exit codes, and what is said about an error. command.py prints it, run/status.py stores it.
+"""How a run can end: the table of exit codes, and what is said about an error. Printed by command.py, stored by
+run/status.py.
 
     0   complete      every stage is done
     1   failed        a fault of the engine or the machine, or another rank has ended; --debug shows the traceback

@@ -11,6 +11,7 @@ goes on where it stopped. It leaves results.json, comparison.md and report.html.
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,10 +84,18 @@ def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
 
 
 def load_recipe(path: Path) -> RunConfig:
-    """The CONFIG of a recipe file, which is run without its `main`. Raises UserError if it is none."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe: name files such as recipes/caneft_tiny.py")
-    config = runpy.run_path(str(path)).get("CONFIG")
+    """The CONFIG of a recipe file, or of the installed recipe of that name; its `main` is not run.
+
+    Raises UserError if it is none.
+    """
+    installed = f"slicetune.recipes.{path}"
+    if path.is_file():
+        found = runpy.run_path(str(path))
+    elif str(path).isidentifier() and importlib.util.find_spec(installed):
+        found = vars(importlib.import_module(installed))
+    else:
+        raise UserError(f"{path}: no such recipe: name files such as recipes/caneft_tiny.py, or caneft_tiny alone")
+    config = found.get("CONFIG")
     if not isinstance(config, RunConfig):
         raise UserError(f"{path}: defines no CONFIG: name files such as recipes/caneft_tiny.py")
     return config

@@ -173,8 +173,26 @@ def test_wrong_input_is_named(tmp_path):
     (tmp_path / "x.py").write_text("CONFIG = 3\n")
     with pytest.raises(UserError, match="defines no CONFIG"):
         compare.load_recipe(tmp_path / "x.py")
+    for name in ("no_such", "../models", "caneft_tiny.py"):
+        with pytest.raises(UserError, match=f"{name}: no such recipe"):
+            compare.load_recipe(Path(name))
+    with pytest.raises(UserError, match="defines no CONFIG"):
+        compare.load_recipe(Path("models"))
     with pytest.raises(UserError, match="--seeds"):
         compare.plan(compare.CompareConfig((RECIPES / "base_tiny.py",), seeds=(1, 1)), [])
+
+
+def test_an_installed_recipe_goes_by_its_name(tmp_path, monkeypatch):
+    """Where there is no such file; the row's label is the same."""
+    monkeypatch.chdir(tmp_path)
+    names = ("caneft_tiny", "lora_tiny")
+    by_name = compare.plan(compare.CompareConfig(tuple(map(Path, names))), [])
+    by_file = compare.plan(compare.CompareConfig(tuple(RECIPES / f"{name}.py" for name in names)), [])
+    assert by_name == by_file
+    assert [entry.label for entry in by_name] == list(names)
+    (tmp_path / "caneft_tiny").write_text("CONFIG = None\n")  # the file comes first
+    with pytest.raises(UserError, match="defines no CONFIG"):
+        compare.load_recipe(Path("caneft_tiny"))
 
 
 def test_a_comparison_as_a_program(tmp_path):

@@ -1,4 +1,4 @@
-"""Recipes hold values only, every one has a dry run without weights or network, and errors are one line and code 2."""
+"""Recipes name what they differ in, each has a dry run without weights or network; errors are one line and code 2."""
 
 import ast
 import dataclasses
@@ -18,7 +18,8 @@ from slicetune.engine.run import cli
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.training.config import TrainConfig
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.py"))
+FOLDER = Path(__file__).parents[3] / "recipes"
+RECIPES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 
 
 def load(path: Path) -> RunConfig:
@@ -46,14 +47,25 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_values(path):
+    """A sentence and the command, imports of ours alone, one CONFIG by its model's file, a folder of its own name."""
     tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree).count(f"recipes/{path.name}") >= 1  # the command that runs it
+    sentence, blank, command = ast.get_docstring(tree).splitlines()
+    assert sentence.endswith(".")
+    assert not blank
+    assert command.startswith("torchrun --nproc_per_node ")
+    assert f" recipes/{path.name}" in command
     *imports, config, main = tree.body[1:]
     assert all(isinstance(node, ast.ImportFrom) and node.module.startswith("slicetune.") for node in imports)
+    models = [node.module.rsplit(".", 1)[1] for node in imports if node.module.startswith("slicetune.recipes.models.")]
+    assert len(models) == 1
+    assert path.stem.endswith(f"_{models[0]}")
     assert isinstance(config, ast.Assign)
+    assert ast.unparse(config.targets) == "CONFIG"
     assert ast.unparse(main) == "if __name__ == '__main__':\n    main(CONFIG)"
-    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.For, ast.Lambda))]
-    assert len(path.read_text().splitlines()) <= 40
+    forbidden = ast.FunctionDef | ast.For | ast.comprehension | ast.IfExp | ast.Lambda | ast.Starred
+    assert not [node for node in ast.walk(tree) if isinstance(node, forbidden)]
+    assert len(path.read_text().splitlines()) <= 14
+    assert load(path).out == f"runs/{path.stem.replace('_', '-')}"
 
 
 @pytest.mark.parametrize(

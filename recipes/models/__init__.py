@@ -1,0 +1,1 @@
+"""A file a model: what its recipes share."""
