@@ -52,7 +52,7 @@ fuzz: $(STAMP) ## random and damaged input, N of each kind (default 2000), drawn
 
 # COMET wants transformers < 5 and numpy < 2, which has no wheels for a Python after 3.12; --evaluate.comet finds it here.
 comet-env: $(STAMP) ## .venv-comet, COMET's own environment, for --evaluate.comet
-	sh -ec "$$($(BIN)/python -c 'from slicetune.engine.comet import setup; print(setup())')"
+	sh -ec "$$($(BIN)/python -c 'from slicetune.engine.evaluation.comet import setup; print(setup())')"
 
 doctor: $(STAMP) ## what this machine can do; what a bug report needs
 	$(BIN)/python -m slicetune.engine doctor

@@ -18,7 +18,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..data import corpus, prompts, records
 from ..data.batching import Example
-from ..data.examples import examples
+from ..data.examples import encode_pairs
 from ..evaluation.results import dev_loss
 from ..methods.caneft.settings import Caneft
 from ..methods.landermt.settings import Landermt
@@ -72,7 +72,7 @@ class Source(Inputs):
         for data in self.directions:
             mine = [pair for pair in pairs if pair.languages == (data.source, data.target)]
             data = replace(data, prompt=prompt or data.prompt)
-            found += examples(self.tokenizer, data, mine, data.groups, split, data.max_length, self.config.seed)[0]
+            found += encode_pairs(self.tokenizer, data, mine, data.groups, split, data.max_length, self.config.seed)[0]
         return found
 
     def examples(self, split: str, limit: int) -> list[Example]:

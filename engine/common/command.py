@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from . import distributed
 from .distributed import rank, world
@@ -45,6 +46,7 @@ def parse(kind: type[T], words: Sequence[str], description: str, prog: str | Non
     """
     import tyro
 
+    _name_positionals(kind, tyro)
     drawn = io.StringIO()
     try:
         with contextlib.redirect_stderr(drawn):
@@ -56,6 +58,17 @@ def parse(kind: type[T], words: Sequence[str], description: str, prog: str | Non
         if rank() == 0:
             sys.stderr.write(drawn.getvalue())
         raise
+
+
+def _name_positionals(kind: type, tyro: Any) -> None:
+    """Let the help call positional words by their fields' names, in capitals, as in RUN."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        kind_of, required = hints[field.name], field.default is field.default_factory is dataclasses.MISSING
+        if required and get_origin(kind_of) is not Literal:
+            name = field.name.upper() + " …" * (get_origin(kind_of) is tuple)
+            hints[field.name] = Annotated[kind_of, tyro.conf.arg(metavar=name)]
+    kind.__annotations__ = hints
 
 
 def _cause(error: BaseException | None) -> UserError | None:

@@ -12,7 +12,7 @@ from .config import DataConfig
 from .records import Pair
 
 
-def examples(
+def encode_pairs(
     tokenizer: Any,
     data: DataConfig,
     pairs: Sequence[Pair],

@@ -15,7 +15,7 @@ from ..common.files import contents
 from ..common.settings import as_dict
 from ..data import corpus
 from ..data.batching import Example
-from ..data.examples import examples
+from ..data.examples import encode_pairs
 from ..data.records import Pair
 from ..models import attention, baichuan, load
 from ..models.shapes import ModelShape, from_config
@@ -84,7 +84,7 @@ class Job(Inputs):
         for data in (one for one in self.directions if not only or one.pair in only):
             for domain in data.seen:
                 pairs = corpus.load_domain(data, domain, split, limit, seed)
-                found, dropped = examples(self.tokenizer, data, pairs, data.groups, split, data.max_length, seed)
+                found, dropped = encode_pairs(self.tokenizer, data, pairs, data.groups, split, data.max_length, seed)
                 for reason, count in dropped.items():
                     distributed.print0(f"{split}: {count} of {len(pairs)} sentences dropped, {reason}")
                 if not found:

@@ -13,7 +13,7 @@ Needs torch alone. Next: fused.py, which makes one FFN of three of these.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -251,19 +251,6 @@ def leave_to_optimizer(model: nn.Module) -> Written:
         layer.left = True
     written()
     return written
-
-
-def named_slices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, Tensor]]:
-    """(tensor name in the checkpoint, axis, parameter, index) of every trained slice, in the model's order."""
-    for name, module in model.named_modules():
-        if isinstance(module, SliceLinear):
-            for parameter, tensor, axis, index in (
-                (module.rows, "weight", "row", module.row_index),
-                (module.columns, "weight", "column", module.column_index),
-                (module.bias_rows, "bias", "row", module.row_index),
-            ):
-                if parameter is not None:
-                    yield f"{name}.{tensor}", axis, parameter, index
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from slicetune.engine.methods.landermt.routes import GENERAL, NOBODY, Routes
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.slices.ffn import attach
+from slicetune.engine.slices.linear import SliceLinear
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
 from slicetune.engine.training.order import Order
@@ -137,6 +138,19 @@ def trained(model: torch.nn.Module, config: RunConfig, sentences: list[Example],
     how = {"stage": config.zero.stage, "seed": config.seed, "resume": config.resume}
     how |= {"compiled": config.model.compile == "blocks", "dev_tokens": config.score.tokens_per_batch}
     return train(model, config.train, sentences, dev, out, pad_id=0, identity={"toy": 1}, **how)
+
+
+def named_slices(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.nn.Parameter, torch.Tensor]]:
+    """(tensor name in the checkpoint, axis, parameter, index) of every trained slice, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, SliceLinear):
+            for parameter, tensor, axis, index in (
+                (module.rows, "weight", "row", module.row_index),
+                (module.columns, "weight", "column", module.column_index),
+                (module.bias_rows, "bias", "row", module.row_index),
+            ):
+                if parameter is not None:
+                    yield f"{name}.{tensor}", axis, parameter, index
 
 
 def bytes_tokenizer(chat: bool) -> PreTrainedTokenizerFast:

@@ -212,7 +212,7 @@ class Words:
 
 def test_long_sentences_are_dropped_whole_and_counted():
     from slicetune.engine.data.config import DataConfig
-    from slicetune.engine.data.examples import examples
+    from slicetune.engine.data.examples import encode_pairs
     from slicetune.engine.data.records import Pair
 
     data = DataConfig(prompt="{tgt}:", seen=("law", "it"))
@@ -223,7 +223,7 @@ def test_long_sentences_are_dropped_whole_and_counted():
         Pair("eins", "one", "law", 11, ("de", "en")),
     ]
     # prompt: "English:" "German:" words "English:"; then the words and the end token
-    kept, dropped = examples(Words(), data, pairs, data.seen, "train", 8)
+    kept, dropped = encode_pairs(Words(), data, pairs, data.seen, "train", 8)
     assert [(e.uid, e.group, e.target_start, len(e.input_ids)) for e in kept] == [
         ("it/train/3", 1, 5, 8),
         ("law/train/11", 0, 4, 6),

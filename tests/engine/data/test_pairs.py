@@ -12,7 +12,7 @@ from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import write_lines
 from slicetune.engine.data import corpus, prompts
 from slicetune.engine.data.config import DataConfig
-from slicetune.engine.data.examples import examples
+from slicetune.engine.data.examples import encode_pairs
 from slicetune.engine.data.records import Pair
 from slicetune.engine.evaluation import results
 from slicetune.engine.evaluation.report import sections
@@ -148,7 +148,7 @@ def test_groups_are_directions(root):
     tokenizer, made = bytes_tokenizer(True), []
     for d in corpus.directions(data_of(root, prompt="short")):
         for domain in d.seen:
-            made += examples(tokenizer, d, corpus.load_domain(d, domain, "train", 1), d.groups, "train", 900)[0]
+            made += encode_pairs(tokenizer, d, corpus.load_domain(d, domain, "train", 1), d.groups, "train", 900)[0]
     assert [(e.group, e.uid.rpartition("/")[0]) for e in made] == [
         (0, "de-en/it/train"),
         (0, "de-en/law/train"),

@@ -7,7 +7,7 @@ from slicetune.engine.data import draws, languages, prompts
 from slicetune.engine.data import examples as examples_module
 from slicetune.engine.data.batching import pad
 from slicetune.engine.data.config import DataConfig
-from slicetune.engine.data.examples import examples
+from slicetune.engine.data.examples import encode_pairs
 from slicetune.engine.data.prompts import Prompt, encode
 from slicetune.engine.data.records import Pair
 
@@ -220,7 +220,7 @@ def test_padding_with_the_end_token(template):
     tokenizer = make(template, "<|im_end|>", None, pad_token="<|im_end|>")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     pairs = [PAIR, Pair("Ja.", "Yes.", "it", 2, DE_EN)]
-    kept, _ = examples(tokenizer, DataConfig(seen=("it",), unseen=()), pairs, ["it"], "train", 2000)
+    kept, _ = encode_pairs(tokenizer, DataConfig(seen=("it",), unseen=()), pairs, ["it"], "train", 2000)
     batch = pad(kept, tokenizer.pad_token_id)
     for sample, example in enumerate(kept):
         trained = batch.target[batch.target_sample == sample].tolist()
@@ -306,7 +306,7 @@ def test_templates_are_drawn_by_sentence_and_seed():
         assert ids[:start] == encode(tokenizer, drawn, pair, with_target=False)[0]
         src, tgt = map(languages.language, pair.languages)
         assert drawn.instruction(pair).format(src=src, tgt=tgt) in tokenizer.decode(ids)
-    kept, _ = examples(tokenizer, DataConfig(prompt="templates"), pairs[:2], ["it"], "train", 2000, seed=1)
+    kept, _ = encode_pairs(tokenizer, DataConfig(prompt="templates"), pairs[:2], ["it"], "train", 2000, seed=1)
     assert [e.input_ids for e in kept] == [encode(tokenizer, drawn, pair)[0] for pair in pairs[:2]]
 
 
@@ -383,9 +383,9 @@ def test_strip_prefix(text, stripped):
 
 def test_show_marks_what_is_trained():
     tokenizer = make(*CHAT["chatml"])
-    kept, _ = examples(tokenizer, DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
+    kept, _ = encode_pairs(tokenizer, DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
     shown = examples_module.show(tokenizer, kept[0])
     assert "it/train/17, chat template" in shown
     assert shown.endswith("<|im_start|>assistant\n⟦English: The facility is broken.<|im_end|>⟧")
-    kept, _ = examples(make(bos=None), DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
+    kept, _ = encode_pairs(make(bos=None), DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
     assert "no chat template" in examples_module.show(make(bos=None), kept[0])

@@ -18,7 +18,6 @@ from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.slices.linear import named_slices
 from slicetune.engine.slices.neurons import NeuronSet
 
 SENTENCES = 40
@@ -96,7 +95,7 @@ def test_lape_trains_gate_and_up_rows_and_down_columns(stats, shape, tmp_path):
     assert NeuronSet.load(tmp_path / "neurons.safetensors") == neurons
     model = toys.model()
     attach(model, neurons)
-    kinds = {(name.rpartition(".mlp.")[2], axis) for name, axis, _, _ in named_slices(model)}
+    kinds = {(name.rpartition(".mlp.")[2], axis) for name, axis, _, _ in toys.named_slices(model)}
     assert kinds == {("gate_proj.weight", "row"), ("up_proj.weight", "row"), ("down_proj.weight", "column")}
 
 

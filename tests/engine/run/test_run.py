@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toys
 from jobs import TWO_RANKS, finish, start
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,6 @@ from slicetune.engine.data import tiny
 from slicetune.engine.data.batching import pack
 from slicetune.engine.export.audit import audit
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.slices.linear import named_slices
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.slices.patches import load_masters
 
@@ -89,7 +89,7 @@ def test_exported_model_gives_the_live_models_logits(finished, base):
 
 def _masters(live, base):
     weights = load_file(base / "model.safetensors")
-    for name, axis, parameter, index in named_slices(live):
+    for name, axis, parameter, index in toys.named_slices(live):
         yield name, axis, parameter, weights[name][index].float()
 
 
@@ -126,13 +126,13 @@ def test_packed_sentences_of_the_recipe_do_not_interact(base):
 
     from slicetune.engine.data import corpus
     from slicetune.engine.data.config import DataConfig
-    from slicetune.engine.data.examples import examples
+    from slicetune.engine.data.examples import encode_pairs
     from slicetune.engine.scoring.loss import target_losses
 
     data = DataConfig(prompt="short")
     tokenizer = AutoTokenizer.from_pretrained(base)
     pairs = corpus.load_domain(data, "law", "dev", 6)
-    made, dropped = examples(tokenizer, data, pairs, data.seen, "dev", 512)
+    made, dropped = encode_pairs(tokenizer, data, pairs, data.seen, "dev", 512)
     assert not dropped
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     packed = target_losses(model, pack(made))

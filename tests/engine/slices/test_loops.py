@@ -10,7 +10,6 @@ import torch
 import toys
 
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.slices.linear import named_slices
 from slicetune.engine.slices.optim import SparseColumnAdamW
 
 SENTENCES, STEPS = 8, 5
@@ -36,7 +35,7 @@ def sliced_model():
 
 
 def slices(model) -> dict[str, torch.Tensor]:
-    return {f"{name.removesuffix('.weight')}.rows": p.detach() for name, _, p, _ in named_slices(model)}
+    return {f"{name.removesuffix('.weight')}.rows": p.detach() for name, _, p, _ in toys.named_slices(model)}
 
 
 def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

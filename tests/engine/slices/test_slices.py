@@ -15,7 +15,7 @@ from slicetune.engine.data.batching import pack, pad
 from slicetune.engine.models.sites import find_ffns
 from slicetune.engine.scoring.loss import target_losses
 from slicetune.engine.slices.ffn import attach, fuse
-from slicetune.engine.slices.linear import SliceLinear, _SliceLinear, merge, named_slices, slice_linears
+from slicetune.engine.slices.linear import SliceLinear, _SliceLinear, merge, slice_linears
 from slicetune.engine.slices.neurons import NeuronSet
 
 ROWS, COLUMNS = torch.tensor([4, 0, 2]), torch.tensor([5, 1])
@@ -175,7 +175,7 @@ def test_attached_slices_get_the_dense_gradient(kind, recompute):
         m(ids, labels=ids).loss.backward()
     dense = dict(original.named_parameters())
     found = 0
-    for name, axis, parameter, index in named_slices(model):
+    for name, axis, parameter, index in toys.named_slices(model):
         gradient = dense[name].grad[index] if axis == "row" else dense[name].grad[:, index].t()
         close = BLOOM if kind == "bloom" else {"rtol": 1e-9, "atol": 1e-14}
         assert torch.allclose(parameter.grad, gradient, **close), name

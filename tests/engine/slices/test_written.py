@@ -11,7 +11,7 @@ import toys
 from torch import nn
 
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.slices.linear import SliceLinear, Written, leave_to_optimizer, named_slices, slice_linears
+from slicetune.engine.slices.linear import SliceLinear, Written, leave_to_optimizer, slice_linears
 from slicetune.engine.slices.optim import SparseColumnAdamW
 
 ROWS = torch.tensor([4, 0, 2])
@@ -25,7 +25,7 @@ def sliced(bias: bool = False) -> SliceLinear:
 def held(model: nn.Module) -> bool:
     """Whether every weight has its slices' values."""
     tensors = dict(model.named_parameters())
-    for name, axis, parameter, index in named_slices(model):
+    for name, axis, parameter, index in toys.named_slices(model):
         weight = tensors[name.removeprefix(".")]
         own = weight[index] if axis == "row" else weight[:, index].t()
         if not torch.equal(own, parameter.to(weight.dtype)):
