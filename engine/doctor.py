@@ -7,11 +7,11 @@ Prints no name of a user, no path but those named, no environment variable but s
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,7 +210,8 @@ def report(out: Path) -> tuple[bool, str]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="slicetune doctor", description=__doc__.split("\n")[0])
+    how = {"description": __doc__, "formatter_class": RawDescriptionHelpFormatter}
+    parser = ArgumentParser("slicetune doctor", **how)
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs will be written")
     given = parser.parse_args(arguments)
     well, text = report(given.out)

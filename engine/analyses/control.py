@@ -37,7 +37,8 @@ from ..methods.caneft.settings import Caneft
 from ..scoring.config import ScoreConfig
 from ..scoring.passes import counts_device, score
 from ..scoring.statistics import Statistics
-from ..slices.neurons import NeuronSet, share
+from ..slices.neurons import NeuronSet
+from ..slices.overlap import share
 from .source import Source, caneft_of
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)

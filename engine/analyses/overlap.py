@@ -18,7 +18,8 @@ from ..evaluation.report.charts import matrix
 from ..methods.caneft.settings import Rcn
 from ..methods.lape import Lape
 from ..scoring.statistics import Statistics
-from ..slices.neurons import NeuronSet, jaccard, share
+from ..slices.neurons import NeuronSet
+from ..slices.overlap import jaccard, share
 from .source import Source, caneft_of
 
 

@@ -26,7 +26,8 @@ from ..evaluation.report.charts import intervals
 from ..methods.caneft.settings import Rcn
 from ..run.config import RunConfig
 from ..run.run import Run, run_one
-from ..slices.neurons import NeuronSet, share
+from ..slices.neurons import NeuronSet
+from ..slices.overlap import share
 from .paired import paired, sentence_losses
 from .source import Source, caneft_of, finished
 from .verdicts import Reading, Result, Seeds, seed_table, seeds_agree, table

@@ -24,7 +24,7 @@ from ..models import load
 from ..models.shapes import ModelShape
 from ..slices.patches import Patch
 from ..training.metrics import peak_memory
-from ..training.train import train
+from ..training.train import Setup, train
 from .config import RunConfig
 from .job import Job
 
@@ -48,8 +48,8 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     c, method = job.config, job.config.method
     chosen = method.load_chosen(job.out)
     identity = {"neurons": chosen.fingerprint if chosen else "", "settings": settings}
-    how = {"stage": c.zero.stage, "seed": c.seed, "resume": c.resume, "compiled": c.model.compile == "blocks"}
-    how |= {"dev_tokens": c.score.tokens_per_batch, "settings": as_dict(c), "pad_id": job.pad_id}
+    compiled = c.model.compile == "blocks"
+    setup = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch, as_dict(c))
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
         model = job.model()
@@ -59,7 +59,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
         one = replace(c.train, learning_rate=rate, sweep=())
         folder = job.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else job.out
         whose = identity | {"learning_rate": rate}
-        trained[rate] = train(model, one, sentences, dev, folder, identity=whose, **how)
+        trained[rate] = train(model, one, setup, sentences, dev, folder, whose)
         del model
     if distributed.rank() == 0:
         _choose(job.out, trained, counts | {"peak_memory_bytes": peak_memory()})

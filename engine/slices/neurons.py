@@ -289,20 +289,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def common(a: NeuronSet, b: NeuronSet) -> int:
-    """Slices that both sets have. Raises UserError for sets of different models."""
-    a.union(b)  # refuses them
-    return sum(int(torch.isin(index, b.slices[key]).sum()) for key, index in a.slices.items() if key in b.slices)
-
-
-def share(a: NeuronSet, b: NeuronSet) -> float:
-    """Of a's slices, those that b has too."""
-    return common(a, b) / max(1, a.count)
-
-
-def jaccard(a: NeuronSet, b: NeuronSet) -> float:
-    """Common slices among all slices of either."""
-    both = common(a, b)
-    return both / max(1, a.count + b.count - both)

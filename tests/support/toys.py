@@ -23,7 +23,7 @@ from slicetune.engine.slices.linear import SliceLinear
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
 from slicetune.engine.training.order import Order
-from slicetune.engine.training.train import train
+from slicetune.engine.training.train import Setup, train
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 32, 48, 2, 64
 CHAT = (
@@ -135,9 +135,9 @@ def config(out: str, **overrides: Any) -> RunConfig:
 def trained(model: torch.nn.Module, config: RunConfig, sentences: list[Example], out: Path) -> Path:
     """Train with a run's settings; the dev loss is of the first sentences of `examples`. The checkpoint's folder."""
     dev = examples(config.data.train_sentences)[:4]
-    how = {"stage": config.zero.stage, "seed": config.seed, "resume": config.resume}
-    how |= {"compiled": config.model.compile == "blocks", "dev_tokens": config.score.tokens_per_batch}
-    return train(model, config.train, sentences, dev, out, pad_id=0, identity={"toy": 1}, **how)
+    compiled, tokens = config.model.compile == "blocks", config.score.tokens_per_batch
+    setup = Setup(0, config.zero.stage, config.seed, config.resume, compiled, tokens)
+    return train(model, config.train, setup, sentences, dev, out, {"toy": 1})
 
 
 def named_slices(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.nn.Parameter, torch.Tensor]]:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...common.errors import UserError
 from ...common.files import read_lines
 from ...data import languages
-from ...methods.kinds import METHODS
 from ...slices.neurons import NeuronSet
 from . import page
+from .artefacts import Artefacts, system_name
 from .figures import heat_map, loss_chart
 
 BINS = 15
@@ -28,47 +26,6 @@ SAMPLES = 5
 """Sentences of each domain whose translations are shown."""
 METRICS = (("bleu", "BLEU"), ("chrf", "chrF"))
 COMET = ("comet", "COMET")
-
-
-@dataclass
-class Artefacts:
-    """A run folder's artefacts, read."""
-
-    folder: Path
-    config: dict[str, Any]
-    results: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    neurons: NeuronSet | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Artefacts:
-        if not (folder / "results.json").is_file():
-            raise UserError(f"{folder}/results.json is missing: the run has no results yet; start it again to finish")
-        config = folder / "config.json"
-        neurons = folder / "neurons.safetensors"
-        return cls(
-            folder,
-            json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {},
-            json.loads((folder / "results.json").read_text(encoding="utf-8")),
-            read_metrics(folder / "metrics.jsonl"),
-            NeuronSet.load(neurons) if neurons.is_file() else None,
-        )
-
-    @property
-    def method(self) -> str:
-        return system_name(self.results.get("method", ""))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl by step, a step's lines merged, later ones first; a line that a kill cut short is passed over."""
-    steps: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        steps[row["step"]] = steps.get(row["step"], {}) | row
-    return [steps[step] for step in sorted(steps)]
 
 
 def score_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int, list[dict[str, Any]]]]:
@@ -143,11 +100,6 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def system_name(name: str) -> str:
-    """How a method is written; any other system is its own name."""
-    return METHODS[name].title if name in METHODS else name
 
 
 def facts(run: Artefacts) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ from slicetune.engine.export import delta
 from slicetune.engine.methods.caneft.settings import Caneft, Rcn
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.run.config import RunConfig
-from slicetune.engine.slices import neurons as neurons_module
+from slicetune.engine.slices import overlap as neurons_module
 from slicetune.engine.slices.neurons import NeuronSet, thirds
 from slicetune.engine.slices.patches import Patch
 

@@ -18,10 +18,11 @@ from slicetune.engine.evaluation.bleu import average
 from slicetune.engine.evaluation.report import answer as output
 from slicetune.engine.evaluation.report import sections
 from slicetune.engine.evaluation.report.answer import Figure, Table
+from slicetune.engine.evaluation.report.artefacts import Artefacts, read_metrics
 from slicetune.engine.evaluation.report.figures import heat_map, loss_chart, smooth, thin, ticks
 from slicetune.engine.evaluation.report.page import change
 from slicetune.engine.evaluation.report.run import table, write_report
-from slicetune.engine.evaluation.report.sections import Artefacts, bin_counts, duration, read_metrics
+from slicetune.engine.evaluation.report.sections import bin_counts, duration
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.slices.neurons import NeuronSet
 
