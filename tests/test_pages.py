@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import re
 import runpy
 import shlex
@@ -87,8 +88,8 @@ def check_command(name: str, *words: str) -> None:
     if name == "compare":
         place = next((i for i, word in enumerate(words) if re.match(r"--\w+\.", word)), len(words))
         words, dotted = words[:place], words[place:]
-        for recipe in (word for word in words if word.endswith(".py")):
-            cli.parse(load_recipe(ROOT / recipe), dotted)
+        for recipe in itertools.takewhile(lambda word: not word.startswith("--") and word != "RECIPES", words):
+            cli.parse(load_recipe(ROOT / recipe if recipe.endswith(".py") else Path(recipe)), dotted)
     shown = words[: name == "ask" and words[:1] != ("QUESTION",)]  # each question has a help of its own
     if name == "select" and "--method" in words:
         shown = words[words.index("--method") :][:2]
