@@ -183,10 +183,14 @@ def test_asking_later_undoes_nothing(fake, tmp_path, capsys):
     assert comet.DEFAULT in (tmp_path / "out/report.html").read_text()
     config.evaluate = EvaluateConfig(max_new_tokens=8)
     assert "comet" not in Run(config).all()
-    page = (SUPPORT.parents[1] / "engine/run/README.md").read_text()
-    fields = page.split("`results.json` holds")[1].split("What a method does")[0]
+    readme = (
+        (SUPPORT.parents[1] / "engine/run/README.md")
+        .read_text()
+        .split("`results.json` holds")[1]
+        .split("What a method does")[0]
+    )
     stored = json.loads((tmp_path / "out/results.json").read_text())
-    assert not [key for key in (*stored, *found) if f"`{key}`" not in fields and key != "report"]
+    assert not [key for key in (*stored, *found) if f"`{key}`" not in readme and key != "report"]
 
 
 # ---------------------------------------------------------------- the real package, where its environment is
