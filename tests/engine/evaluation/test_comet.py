@@ -184,7 +184,10 @@ def test_asking_later_undoes_nothing(fake, tmp_path, capsys):
     config.evaluate = EvaluateConfig(max_new_tokens=8)
     assert "comet" not in run_one(config)
     readme = (
-        (SUPPORT.parents[1] / "README.md").read_text().split("`results.json` holds")[1].split("What a method does")[0]
+        (SUPPORT.parents[1] / "engine/run/README.md")
+        .read_text()
+        .split("`results.json` holds")[1]
+        .split("What a method does")[0]
     )
     stored = json.loads((tmp_path / "out/results.json").read_text())
     assert not [key for key in (*stored, *found) if f"`{key}`" not in readme and key != "report"]
