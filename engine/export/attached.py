@@ -49,13 +49,14 @@ def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dic
 
 
 def load(
-    folder: Path, base: str | None = None, config: ModelConfig | None = None, device: torch.device | None = None
+    folder: str | Path, base: str | None = None, config: ModelConfig | None = None, device: torch.device | None = None
 ) -> nn.Module:
     """The base with what was trained attached, frozen, in evaluation mode, in the base's dtype.
 
     `base` is where the base model lies now, where that is not where it lay in training. Raises UserError for a folder
     that `save` did not write and for another base.
     """
+    folder = Path(folder)
     about, tensors = _read(folder)
     method = method_from(about["method"])
     if method.merges or not method.trains:

@@ -33,7 +33,7 @@ def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
     with one_line("--debug" in args):
         config = parse(defaults, [arg for arg in args if arg != "--debug"])
         if config.dry_run:
-            dry_run(config, defaults)
+            dry_run(config)
         else:
             run(config)
 
@@ -41,17 +41,19 @@ def main(defaults: RunConfig, args: Sequence[str] | None = None) -> None:
 def parse(defaults: RunConfig, args: Sequence[str]) -> RunConfig:
     """`defaults` with what `args` set. Raises UserError for a bad value; exits with 2 for an unknown flag."""
     about = f"{RunConfig.__doc__} --debug shows the traceback of an error in the settings or the data."
-    return command.parse(RunConfig, args, about, default=defaults)
+    config = command.parse(RunConfig, args, about, default=defaults)
+    if config.model.path != defaults.model.path and not any(arg.partition("=")[0] == "--shape" for arg in args):
+        config.shape = ""  # a recipe's shape is that of the recipe's own model
+    return config
 
 
-def dry_run(config: RunConfig, defaults: RunConfig) -> None:
-    """Print what the run would need, on the first rank. A recipe's shape is that of the recipe's own model."""
+def dry_run(config: RunConfig) -> None:
+    """Print what the run would need, on the first rank."""
     import torch
 
     if rank() != 0:
         return
-    moved = config.model.path != defaults.model.path and config.shape == defaults.shape
-    shape = resolve(config.model.path, "" if moved else config.shape)
+    shape = resolve(config.model.path, config.shape)
     memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
     memory = round(config.gpu_memory * 1e9) or memory
     ranks = config.gpus or int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS))

@@ -35,7 +35,7 @@ class CompareConfig:
     """Several methods on the same text, in one table. Flags of the recipes may follow; they go to every one."""
 
     recipes: tuple[Path, ...]
-    """Recipe files, in the table's order; each defines CONFIG. One that trains nothing is the base of the others."""
+    """Recipe files, in the table's order; each defines CONFIG. `base_*` is the base of the others."""
     out: Path = Path("runs/compare")
     """Everything lies under this folder, a run in <recipe>/seed-<n>."""
     seeds: tuple[int, ...] = (0,)
@@ -58,7 +58,7 @@ def run(own: CompareConfig, rest: Sequence[str]) -> None:
     entries = plan(own, rest)
     if own.dry_run:
         for entry in entries:
-            dry_run(entry.config, entry.recipe)
+            dry_run(entry.config)
         return
     distributed.start()
     compare(own, entries)

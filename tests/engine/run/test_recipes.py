@@ -304,6 +304,8 @@ def test_a_recipes_shape_is_not_lent_to_another_model(offline, capsys):
     assert "someone/other-model: no config.json" in capsys.readouterr().err
     cli.main(load(path), ["--dry-run", "--model.path", "someone/other-model", "--shape", "Qwen2.5-7B"])
     assert "1,161,216" in capsys.readouterr().out
+    cli.main(load(path), ["--dry-run", "--model.path", "someone/other-model", "--shape", "Llama-3.1-8B"])
+    assert "1,048,576" in capsys.readouterr().out  # named, it is taken, though it is the recipe's too
 
 
 def test_a_dry_run_counts_with_the_gpus_that_it_is_told(offline, capsys):
