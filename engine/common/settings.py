@@ -1,6 +1,6 @@
 """Settings as plain JSON and back, and what is asked of two such trees: are they the same, where do they differ.
 
-A run writes `as_dict` to config.json, run/config.py makes a RunConfig of it again. The stages of a run and its
+A run writes `kept` to config.json, run/config.py makes a RunConfig of it again. The stages of a run and its
 checkpoints keep the settings that made them and refuse others by `differences`.
 """
 
@@ -35,10 +35,20 @@ def matters(stage: str, default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"stage": stage})
 
 
+COMMAND = "command"
+"""The stage of settings that a command alone reads: no run keeps them."""
+
+
+def kept(config: Any) -> dict[str, Any]:
+    """`as_dict` as a run keeps it: without what only a command reads (--dry-run, --gpus, --shape)."""
+    marks = {field.name: field.metadata.get("stage") for field in dataclasses.fields(config)}
+    return {name: value for name, value in as_dict(config).items() if marks[name] != COMMAND}
+
+
 def of_stage(config: Any, stage: str) -> dict[str, Any]:
     """What of a dataclass of settings decides the result of `stage`: the fields that bear its name, or no mark."""
     marks = {field.name: field.metadata.get("stage", stage) for field in dataclasses.fields(config)}
-    return {name: value for name, value in as_dict(config).items() if marks.get(name, stage) == stage}
+    return {name: value for name, value in as_dict(config).items() if marks[name] == stage}
 
 
 def tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.settings import tuples
+from ..common.settings import COMMAND, matters, tuples
 from ..data.config import DataConfig
 from ..evaluation.config import EvaluateConfig
 from ..export.config import ExportConfig
@@ -45,15 +45,15 @@ class RunConfig:
     seed: int = 0
     deterministic: bool = False
     """Ask torch and flash-attn for deterministic kernels (slower on a GPU; a CPU run is deterministic anyway)."""
-    dry_run: bool = False
+    dry_run: bool = matters(COMMAND, False)
     """Print settings, parameters, memory and steps; read no weights, use no network, write nothing."""
-    gpus: int = 0
+    gpus: int = matters(COMMAND, 0)
     """For --dry-run: how many GPUs to count with; 0 is torchrun's number of ranks, else 8."""
-    gpu_memory: float = 0.0
+    gpu_memory: float = matters(COMMAND, 0.0)
     """For --dry-run: GB (10⁹ bytes) of one GPU, to say what fits; 0 asks the GPU that is here."""
     resume: str = "auto"
     """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
-    shape: str = ""
+    shape: str = matters(COMMAND, "")
     """Name of the model's shape in slicetune.engine.shapes, for --dry-run without its config.json; recipes set it."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from ..common import distributed
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..common.settings import as_dict, of_stage
+from ..common.settings import kept, of_stage
 from ..evaluation import results
 from ..evaluation.report.run import table
 from ..models import load
@@ -85,7 +85,7 @@ class Run:
         """From scores to the chosen neurons, as far as the method needs them."""
         c, job, method = self.config, self.job, self.config.method
         if distributed.rank() == 0:
-            write_json(self.out / "config.json", as_dict(c))
+            write_json(self.out / "config.json", kept(c))
         other = "pair" if c.data.pairs else "pairs"
         data = {name: value for name, value in of_stage(c.data, "score").items() if name != other}
         source = {"model": load.fingerprint(job.base), "corpus": job.report.fingerprint}

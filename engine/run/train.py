@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..common import checkpoint, distributed
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..common.settings import as_dict
+from ..common.settings import kept
 from ..data.batching import Example
 from ..export import adapter, attached, delta
 from ..export.model import export_model, summary
@@ -49,7 +49,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     chosen = method.load_chosen(job.out)
     identity = {"neurons": chosen.fingerprint if chosen else "", "settings": settings}
     compiled = c.model.compile == "blocks"
-    setup = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch, as_dict(c))
+    setup = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch, kept(c))
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
         model = job.model()

@@ -96,10 +96,8 @@ def test_epsilon_table_is_what_routes_would_be():
         getattr(found, name).copy_(torch.rand(getattr(found, name).shape, generator=generator))
     found.prompts += 1
     found.sentences += 1
-    from slicetune.engine.methods.landermt.awareness import routes
-
     for epsilon, general, fewest, most, low, mean, high in awareness.epsilon_rows(found, Landermt(k=2)):
-        made = routes(found, Landermt(k=2, epsilon=epsilon))
+        made = Landermt(k=2, epsilon=epsilon).routes_of(found)
         counts = [made.counts(position) for position in range(2)]
         assert {count["general"] for count in counts} == {general}
         own = [count[name] for count in counts for name in "abc"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from slicetune.engine.common import settings
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.settings import as_dict, differences, table
 from slicetune.engine.methods.caneft.settings import Caneft, Rcn
@@ -44,3 +45,25 @@ def test_differences_are_named_by_their_path():
     assert table(rows) == "seed: 0 → 3; train.learning_rate: 1e-05 → 0.001"
     assert table(rows, most=1) == "seed: 0 → 3; and 1 more"
     assert differences(old, old) == []
+
+
+def test_a_run_keeps_nothing_that_a_command_alone_reads(tmp_path):
+    config = RunConfig(dry_run=True, gpus=8, gpu_memory=24.0, shape="Llama-3.1-8B")
+    assert as_dict(config).keys() - settings.kept(config).keys() == {"dry_run", "gpus", "gpu_memory", "shape"}
+    (tmp_path / "config.json").write_text(json.dumps(as_dict(RunConfig(shape="Llama-3.1-8B"))))
+    assert read_run(tmp_path).shape == "Llama-3.1-8B"  # of a run by an older version
+
+
+def test_which_settings_decide_which_stage():
+    """What a finished stage is held to: a setting that is missing here could change a result without a word."""
+    config, of_stage = RunConfig(), settings.of_stage
+    assert of_stage(config.score, "score").keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}
+    training = "learning_rate sweep epochs max_steps global_batch_size micro_batch_size lr_scheduler warmup_steps "
+    training += "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm eval_steps load_best"
+    assert " ".join(of_stage(config.train, "train")) == training
+    assert of_stage(config.evaluate, "decode").keys() == {"max_new_tokens"}
+    assert of_stage(config.evaluate, "export").keys() == {"dtype"}
+    scoring = "pair pairs seen prompt score_sentences max_length"
+    assert " ".join(of_stage(config.data, "score")) == scoring
+    assert " ".join(of_stage(config.data, "train")) == "train_pairs train_sentences budget dev_sentences"
+    assert of_stage(config.data, "decode").keys() == {"unseen", "test_sentences"}

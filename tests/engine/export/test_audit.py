@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from slicetune.engine.commands import main
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.settings import as_dict
-from slicetune.engine.export.audit import audit, main
+from slicetune.engine.export.audit import audit
 from slicetune.engine.export.model import export_model
 from slicetune.engine.methods.adapter import Adapter
 from slicetune.engine.methods.base import Base, Full
@@ -191,7 +192,9 @@ def test_the_command_itself(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "inside, gate: 64 of 64 weights that may change did (100.0%)" in done.stdout
     assert re.fullmatch(r"PASSED, 3 chosen slices may change: 96 of those 96 .*", done.stdout.splitlines()[-1])
-    assert main(["audit"]) == main(["audit", "a", "b", "c"]) == 2
+    for words in ([], ["a", "b", "c"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["audit", *words])
     with pytest.raises(SystemExit) as stop:
         main(["audit", str(tmp_path)])
     assert stop.value.code == 2
