@@ -114,9 +114,9 @@ def test_selection(benchmark):
             raise Wrong(f"needs {needed / 1e9:.1f} GB of free memory, {free / 1e9:.1f} here")
         statistics = filled()
         method = Caneft()
-        chosen = select(statistics, method).neurons.count
+        chosen = select(statistics, **vars(method)).neurons.count
         facts = {"neurons": neurons, "chosen": chosen, "mean_difference_nats": difference}
-        return Contender(lambda: select(statistics, method), facts=facts)
+        return Contender(lambda: select(statistics, **vars(method)), facts=facts)
 
     def loop() -> Contender:
         return Contender(lambda: by_sklearn(scores, domains), facts={"neurons": SAMPLE})

@@ -32,7 +32,6 @@ from ..data.records import Pair
 from ..evaluation.report.answer import Figure, Table, write
 from ..evaluation.report.charts import matrix
 from ..methods.caneft.information import consensus, exact_bins, mutual_information
-from ..methods.caneft.selection import select
 from ..methods.caneft.settings import Caneft
 from ..scoring.config import ScoreConfig
 from ..scoring.passes import counts_device, score
@@ -93,8 +92,7 @@ def length_information(lengths: Sequence[Sequence[tuple[int, int]]], method: Can
     """Mutual information, nats, of the domain and the decile of the source's and of the target's length."""
     groups = torch.tensor([d for d, domain in enumerate(lengths) for _ in domain])
     sides = torch.tensor([pair for domain in lengths for pair in domain], dtype=torch.float32).T.contiguous()
-    joint = replace(method, consensus="joint", binning="quantile")
-    source, target = consensus(exact_bins(sides, groups, joint), joint).tolist()
+    source, target = consensus(exact_bins(sides, groups, method.bins), "joint").tolist()
     return source, target
 
 
@@ -158,8 +156,8 @@ def run_condition(source: Source, condition: Condition) -> None:
     stats = Statistics(list(config.data.groups), source.shape, scoring.lowest_octave, where)
     pad_id, rank, world = source.tokenizer.pad_token_id, distributed.rank(), distributed.world()
     score(source.model(), sentences, stats, scoring, pad_id=pad_id, rank=rank, world=world)
-    condition.mi = mutual_information(stats, replace(method, consensus="joint"))
-    condition.neurons = select(stats, method).neurons
+    condition.mi = mutual_information(stats, method.bins, method.binning, "joint")
+    condition.neurons = method.select(stats, source.shape, source.config.seed)[0]
     distributed.print0(f"{condition.name}: {len(sentences)} sentences scored, median {condition.mi.median():.4f} nats")
 
 

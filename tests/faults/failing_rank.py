@@ -12,7 +12,7 @@ from slicetune.engine.common import distributed
 from slicetune.engine.common.command import one_line
 from slicetune.engine.run import status
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.training.train import train
+from slicetune.engine.training.train import Setup, train
 
 
 def main(out: Path) -> None:
@@ -32,7 +32,7 @@ def main(out: Path) -> None:
     distributed.start(timeout_minutes=0.75 if (out / "hang").exists() else 3)
     with one_line(), status.recorded(out):
         config = toys.config(str(out), train_save_steps=1, train_eval_steps=100)
-        train(model, config, toys.examples(23), [], out, pad_id=0, identity={"toy": 1})
+        train(model, config.train, Setup(0), toys.examples(23), [], out, {"toy": 1})
     distributed.stop()
 
 

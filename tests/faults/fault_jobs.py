@@ -20,7 +20,7 @@ from slicetune.engine.scoring.passes import score
 from slicetune.engine.scoring.progress import Progress
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.training.train import train
+from slicetune.engine.training.train import Setup, train
 
 STEPS = 6
 
@@ -79,7 +79,7 @@ def train_toys(disk: Any, out: str, overrides: dict[str, Any]) -> dict[str, torc
     config = toys.config(out, **settings)
     distributed.start()
     disk.arm()
-    folder = train(model, config, toys.examples(10), [], Path(out), pad_id=0, identity={"toy": 1})
+    folder = train(model, config.train, Setup(0), toys.examples(10), [], Path(out), {"toy": 1})
     newest, _ = checkpoint.newest(folder.parent)
     return checkpoint.load(newest)[0]
 

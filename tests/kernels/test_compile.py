@@ -111,7 +111,7 @@ def test_faults_are_found():
 def test_no_function_on_the_device_returns_none():
     """Triton 3.7 compiles that, 3.6 does not, and it is one of the two that are supported."""
     found = set()
-    for file in sorted(KERNELS.glob("*.py")):
+    for file in sorted(KERNELS.rglob("*.py")):
         for function in (f for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)):
             if any(isinstance(d, ast.Name) and d.id == "jit" for d in function.decorator_list):
                 found.add(function.name)

@@ -81,7 +81,7 @@ def test_a_scoring_batch(kind, layers):
     }
     # The lengths and the tiles, whatever the number of layers, and the batch itself.
     assert (step["uploads"], step["batch"]) == (2, 8)
-    assert step["ours"] == {"engine.scoring.backpropagate _local_scalar_dense": 1}
+    assert step["ours"] == {"engine.scoring.passes.backpropagate _local_scalar_dense": 1}
     assert set(step["others"]) <= MASKS, step["others"]
 
 
@@ -100,6 +100,6 @@ def test_a_training_step(layers):
     assert (step["uploads"], step["batch"]) == (1, 9)
     assert step["writes"] == 0  # no forward writes slices into its weights
     # The optimizer's count of steps lies on the host: to read it is no wait.
-    kept = {f"engine.kept.Kept.{name} tolist": 1 for name in ("fitting", "step")}
-    assert step["ours"] == {"engine.guard.FiniteWatch.check tolist": 1, **kept}
+    kept = {f"engine.slices.kept.Kept.{name} tolist": 1 for name in ("fitting", "step")}
+    assert step["ours"] == {"engine.training.guard.FiniteWatch.check tolist": 1, **kept}
     assert set(step["others"]) <= MASKS, step["others"]

@@ -22,7 +22,7 @@ from slicetune.kernels.adamw import kernel as adamw_kernels
 def test_kernels_in_the_interpreter():
     here = pathlib.Path(__file__).parent
     files = [str(here / f"test_{name}.py") for name in ("histogram", "slice_gradient", "adamw")]
-    files += [str(here.parent / "engine" / f"test_{name}.py") for name in ("optim", "written")]
+    files += [str(here.parent / "engine/slices" / f"test_{name}.py") for name in ("optim", "written")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "SLICETUNE_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)

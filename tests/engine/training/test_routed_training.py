@@ -17,7 +17,7 @@ from slicetune.engine.common.errors import UserError
 from slicetune.engine.methods.landermt.routing import attach, owned_units
 from slicetune.engine.slices.groups import EVERY_UPDATE, UpdateGroup, activate, optimizer_groups
 from slicetune.engine.training.order import PairOrder
-from slicetune.engine.training.train import train
+from slicetune.engine.training.train import Setup, train
 
 STAGES = (1, 2, 3)
 # Each rank reads one micro-batch an update: accumulation 1, and mostly of two different pairs.
@@ -238,7 +238,7 @@ def test_an_update_that_does_not_divide_is_refused(update, micro, tmp_path):
     attach(model, routes, routes.pairs)
     settings = toys.config(str(tmp_path), train_global_batch_size=update, train_micro_batch_size=micro)
     with pytest.raises(UserError, match=f"--train.global-batch-size {update}, --train.micro-batch-size {micro}"):
-        train(model, settings, toys.examples(9, groups=3), [], tmp_path, pad_id=0, identity={})
+        train(model, settings.train, Setup(0), toys.examples(9, groups=3), [], tmp_path, {})
 
 
 def test_groups_by_pairs():
