@@ -1,9 +1,9 @@
-"""`make faults`: every fault of the table in full; writes tests/FAULTS.md. The tests make the same faults, fewer.
+"""`make faults`: every fault of the table in full; writes FAULTS.md beside it. The tests make the same faults, fewer.
 
-python tests/campaign.py                # all pieces that have no result for this commit; broken off, it goes on
-python tests/campaign.py --keep         # results of other commits count too; the table says which
-python tests/campaign.py --only 1 4     # pieces of some faults
-python tests/campaign.py --table        # runs nothing, writes the table of what there is
+python tests/faults/campaign.py                # all pieces that have no result for this commit; broken off, it goes on
+python tests/faults/campaign.py --keep         # results of other commits count too; the table says which
+python tests/faults/campaign.py --only 1 4     # pieces of some faults
+python tests/faults/campaign.py --table        # runs nothing, writes the table of what there is
 
 A piece takes minutes; its result goes to .faults/<piece>.json at once.
 """
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
+sys.path.append(str(TESTS / "support"))  # as a program, it is not in pytest's path
 RESULTS = TESTS.parent / ".faults"
 FUZZED = 1000
 """Random inputs of each kind."""

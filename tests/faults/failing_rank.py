@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))  # as a program, it is not in pytest's path
+
 import toys
 
 from slicetune.engine.common import distributed
