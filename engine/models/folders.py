@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from ..common.errors import UserError
 from ..common.files import first_line, read_json
 from ..common.shards import match_names, open_shard, tensor_files
 from .shapes import from_config
-from .sites import find_ffns
+from .sites import empty_model, find_ffns
 
 CODE_FILES = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 
@@ -56,7 +55,7 @@ def _structure(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         raise UserError(
             f"{folder}/config.json: {layers} layers, but {len(shapes)} tensors are there: download it again"
         )
-    model = _empty(folder, settings)
+    model = _empty(folder)
     find_ffns(model)
     needed = dict(model.named_parameters())  # tied weights once, by their first name
     try:
@@ -71,13 +70,10 @@ def _structure(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def _empty(folder: Path, settings: dict[str, Any]) -> torch.nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def _empty(folder: Path) -> torch.nn.Module:
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), trust_remote_code=False)
-    except Exception as error:
+        return empty_model(folder)
+    except Exception as error:  # transformers refuses a config in a dozen ways
         raise UserError(f"{folder}/config.json: {first_line(error)}: download it again") from None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..common.errors import UserError
+from ..common.files import read_json
 
 BLOCK = re.compile(r"((?:.*\.)?(?:layers|h)\.)(\d+)(\..*)")
 """A tensor of a block: what comes before its number, the number, the rest."""
@@ -81,8 +83,9 @@ def _activation(module: nn.Module, name: str) -> str:
 
 
 def empty_model(folder: str | os.PathLike[str]) -> nn.Module:
-    """The model of a Hugging Face folder without memory: its modules and their names."""
+    """The model of a Hugging Face folder without memory: its modules and their names, by its config.json alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    settings = read_json(Path(folder) / "config.json")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), trust_remote_code=False)
