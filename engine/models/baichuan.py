@@ -34,9 +34,9 @@ from ..common.shards import INDEX, SINGLE, Entry, open_shard, tensor_files, writ
 from .pieces import fast_tokenizer
 
 PREFIX = "baichuan2-"
+"""What a converted folder's name begins with."""
 VERSION = 1
 """Of what `convert` writes: raise it when that changes, and checkpoints are converted anew."""
-"""What a converted folder's name begins with."""
 KEPT = (
     "vocab_size",
     "hidden_size",

@@ -1,6 +1,6 @@
 """Several methods on the same text, in one table.
 
-    torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,lora,rcn,caneft}_llama31.py \
+    torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,lora,rcn,caneft}_llama31.py \\
         --seeds 0 1 2 --out runs/compare --data.dir DATA
 
 Every recipe is run as it would be alone, a folder a recipe and seed under --out; flags that are not this command's own
