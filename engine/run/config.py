@@ -54,7 +54,7 @@ class RunConfig:
     resume: str = "auto"
     """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
     shape: str = matters(COMMAND, "")
-    """Name of the model's shape in slicetune.engine.models.shapes, for --dry-run without its config.json; recipes set it."""
+    """For --dry-run without the model's config.json: the name of a known shape (models/shapes.py); recipes set it."""
 
     def __post_init__(self) -> None:
         for name in ("gpus", "gpu_memory"):
