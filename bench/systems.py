@@ -1,8 +1,8 @@
 """The ways to train one model that bench_step.py compares: each makes a System from a frozen base.
 
-Every system computes the same loss of the same batch by engine/loss.py. The light ones share the base's weights; full
-fine-tuning and masked Adam own a copy, since they write to all of it. Optimizers are the fair forms: torch's fused
-AdamW wherever there is one.
+Every system computes the same loss of the same batch by engine/scoring/loss.py. The light ones share the base's
+weights; full fine-tuning and masked Adam own a copy, since they write to all of it. Optimizers are the fair forms:
+torch's fused AdamW wherever there is one.
 """
 
 from __future__ import annotations

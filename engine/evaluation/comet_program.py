@@ -1,6 +1,6 @@
 """COMET's scores of translations: a program for COMET's own environment, which has nothing of slicetune in it.
 
-    .venv-comet/bin/python -I engine/comet_program.py < job.json
+    .venv-comet/bin/python -I engine/evaluation/comet_program.py < job.json
 
 COMET wants transformers < 5 and this package a newer one, so comet.py starts this file with the other Python. The job:
 

@@ -1,7 +1,7 @@
 """Memory of one GPU, part by part, by arithmetic: what scoring and training hold. GB is 10⁹ bytes.
 
 Not counted: the CUDA context, the allocator's fragments. What a block saves was compared with
-autograd's saved tensors (tests/engine/test_estimate.py). Next: memory_report.py prints it.
+autograd's saved tensors (tests/engine/run/test_estimate.py). Next: memory_report.py prints it.
 """
 
 from __future__ import annotations
