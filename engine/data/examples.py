@@ -52,6 +52,6 @@ def show(tokenizer: Any, example: Example, how: str = "") -> str:
     """One sample decoded, the tokens that are predicted between ⟦ and ⟧; `how` says how its prompt was made."""
     ids, start = example.input_ids, example.target_start
     return (
-        f"a sample, what is predicted between ⟦ and ⟧: {example.uid}, {how}{start} tokens and {len(ids) - start} predicted\n"
+        f"a sample, ⟦what is predicted⟧: {example.uid}, {how}{start} tokens and {len(ids) - start} predicted\n"
         f"{tokenizer.decode(ids[:start])}⟦{tokenizer.decode(ids[start:])}⟧"
     )
