@@ -4,7 +4,8 @@
     python -m slicetune.engine COMMAND …                  # the same
     torchrun --nproc_per_node 8 -m slicetune.engine score …      # score, compare and ask: the ranks share the work
 
-A command's own modules are imported when it is called: `doctor` needs neither tyro nor transformers.
+A command's own modules are imported when it is called: `doctor` needs neither tyro nor transformers. Signals are noted
+(signals.py) by commands that stop at a boundary and go on; any other is ended by them at once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signals.install()
     with command.one_line("--debug" in words):
         words = [word for word in words if word != "--debug"]
         if not words or words[0] in ("-h", "--help"):
@@ -62,6 +62,7 @@ def score(words: Words) -> None:
     """Score neurons on labelled text: statistics.safetensors."""
     from .scoring import score as scoring
 
+    signals.install()
     given = _given(scoring.Arguments, words, "score", scoring.__doc__)
     if not any(word.partition("=")[0] == "--model.path" for word in words):
         raise UserError("--model.path is missing: name a Hugging Face folder or a hub id, or tiny, the embedded model")
@@ -113,6 +114,7 @@ def compare(words: Words) -> None:
     """Run several recipes as one job and put them into one table."""
     from .run import compare as comparing
 
+    signals.install()
     given, rest = _given(comparing.CompareConfig, words, "compare", comparing.__doc__, return_unknown_args=True)
     comparing.run(given, rest)
 

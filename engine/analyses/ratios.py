@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..common import distributed
+from ..common import distributed, signals
 from ..common.errors import UserError
 from ..evaluation.comparison import METRICS
 from ..evaluation.report.answer import Figure, Table, folder_of, write
@@ -79,6 +79,7 @@ def rows_of(found: Mapping[float, Mapping[str, Any]], metric: str) -> list[list[
 
 def answer(given: Arguments) -> None:
     """Writes ratios.html and a table a metric."""
+    signals.install()
     distributed.start()
     distributed.first_rank_first(lambda: folder_of(given.run))
     found = sweep(Path(given.run), given.ratios)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..common import distributed
+from ..common import distributed, signals
 from ..common.errors import UserError
 from ..common.settings import fingerprint, of_stage
 from ..evaluation.report.answer import Figure, folder_of, write
@@ -146,6 +146,7 @@ class Trainer:
 
 def answer(given: Arguments) -> None:
     """Trains, compares, writes readings.html and two tables as CSV."""
+    signals.install()
     distributed.start()
     trainer = Trainer(given)
     names = readings(trainer.source.config, given.consensus, given.task_ratios)

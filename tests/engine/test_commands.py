@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from slicetune.engine import commands
+from slicetune.engine.common import distributed, signals
 from slicetune.engine.common.errors import Exit, UserError, describe
 
 QUESTIONS = "chosen overlap change ratios readings control silence awareness ranges projections transfer variants"
@@ -74,6 +75,38 @@ def test_a_mistake_is_one_line_and_code_2(words, line, capsys, tmp_path, monkeyp
     assert line in err
     with pytest.raises(UserError):
         commands.main([*words, "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        ("score x.jsonl", True),
+        ("compare no_such_recipe", True),
+        ("ask ratios x", True),
+        ("ask readings x", True),
+        ("ask variants x --k 2", True),
+        ("ask silence x", False),
+        ("ask control x", False),
+        ("ask ranges x", False),
+        ("ask chosen x", False),
+        ("audit x", False),
+        ("delta apply x y z", False),
+        ("doctor x", False),
+    ],
+)
+def test_a_signal_is_noted_only_where_a_boundary_looks_for_it(words, notes, monkeypatch, tmp_path):
+    """Ctrl-C and SIGTERM end any other command at once; noted, they would do nothing."""
+
+    def start():
+        raise UserError("far enough")
+
+    noted = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signals, "install", lambda: noted.append(True))
+    monkeypatch.setattr(distributed, "start", start)
+    with pytest.raises(SystemExit):
+        commands.main(words.split())
+    assert bool(noted) == notes
 
 
 def test_an_unknown_flag_is_explained(capsys):

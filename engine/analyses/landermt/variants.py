@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...common import distributed
+from ...common import distributed, signals
 from ...common.errors import UserError
 from ...evaluation.bleu import METRICS
 from ...evaluation.report.answer import Figure, Table, folder_of, write
@@ -129,6 +129,7 @@ def mean_shares(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 def answer(given: Arguments) -> None:
     """Writes variants.html and its tables."""
+    signals.install()
     distributed.start()
     config, done = read_run(given.run), finished(Path(given.run))
     distributed.first_rank_first(lambda: folder_of(given.run))
