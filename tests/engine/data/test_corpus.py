@@ -6,7 +6,7 @@ import json
 import pytest
 
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.data import corpus, records
+from slicetune.engine.data import corpus, layouts, records
 from slicetune.engine.data.config import DataConfig
 from slicetune.engine.data.records import Pair
 
