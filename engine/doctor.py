@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,7 @@ def main(arguments: list[str]) -> int:
     well, text = report(given.out)
     print(text)
     return 0 if well else 1
+
+
+if __name__ == "__main__":  # python -m slicetune.engine.doctor was the command once; without this it would do nothing
+    sys.exit(main(sys.argv[1:]))

@@ -49,7 +49,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     chosen = method.load_chosen(job.out)
     identity = {"neurons": chosen.fingerprint if chosen else "", "settings": settings}
     compiled = c.model.compile == "blocks"
-    setup = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch, kept(c))
+    beside = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch)
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
         model = job.model()
@@ -59,6 +59,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
         one = replace(c.train, learning_rate=rate, sweep=())
         folder = job.out / "sweep" / f"lr-{rate:g}" if c.train.sweep else job.out
         whose = identity | {"learning_rate": rate}
+        setup = replace(beside, settings=kept(replace(c, train=one)))
         trained[rate] = train(model, one, setup, sentences, dev, folder, whose)
         del model
     if distributed.rank() == 0:

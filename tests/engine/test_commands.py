@@ -1,6 +1,7 @@
 """The command `slicetune`: its overview, its help, its errors; what the commands do is tested where they do it."""
 
 import re
+import runpy
 import subprocess
 import sys
 
@@ -128,3 +129,15 @@ def test_python_m_is_the_same_command(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path}: no run's folder, so its base is not known: give BASE RUN\n"
+
+
+@pytest.mark.parametrize("name", ["score", "select", "doctor"])
+def test_a_module_that_was_a_command_once_still_is(name, monkeypatch, tmp_path, capsys):
+    """A script that calls it must not be told that all is well while nothing was done."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "none", "--fast"])
+    monkeypatch.delitem(sys.modules, f"slicetune.engine.{name}", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"slicetune.engine.{name}", run_name="__main__")
+    assert stop.value.code == 2
+    assert "--fast" in capsys.readouterr().err

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import contents
+from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.given import Given
 from slicetune.engine.methods.lape import Lape
+from slicetune.engine.run import train
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.job import Job
 from slicetune.engine.run.stages import Stages
+from slicetune.engine.training.config import TrainConfig
 
 
 def select_stage(tmp_path, method) -> list[str]:
@@ -44,3 +49,14 @@ def test_a_method_that_reads_no_file_has_the_settings_that_it_had(tmp_path):
     assert contents(Caneft().reads) == contents(Lape().reads) == {}
     select_stage(tmp_path, Caneft())
     assert set(json.loads((tmp_path / "stages.json").read_text())["select"]["settings"]) == {"method"}
+
+
+def test_trackers_see_the_rate_of_each_training_of_a_sweep(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "train", lambda model, config, setup, *rest: seen.append(setup.settings["train"]))
+    monkeypatch.setattr(train, "_choose", lambda *found: None)
+    config = RunConfig(method=Full(), train=TrainConfig(learning_rate=1e-5, sweep=(1e-4, 1e-3)))
+    shape = SimpleNamespace(parameters=6)
+    job = SimpleNamespace(config=config, out=tmp_path, pad_id=0, shape=shape, model=lambda: nn.Linear(2, 2))
+    train.train_and_choose(job, [], [], {})
+    assert [(one["learning_rate"], one["sweep"]) for one in seen] == [(1e-4, []), (1e-3, [])]
