@@ -64,6 +64,8 @@ def score(words: Words) -> None:
 
     signals.install()
     given = _given(scoring.Arguments, words, "score", scoring.__doc__)
+    if not any(word.partition("=")[0] == "--model.path" for word in words):
+        raise UserError("--model.path is missing: name a Hugging Face folder or a hub id, or tiny, the embedded model")
     distributed.start()
     stats = scoring.score(given.model, given.files, given.score, given.out, given.max_length)
     distributed.stop()

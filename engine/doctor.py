@@ -28,8 +28,10 @@ from .models.attention import flash_attn, packed_path
 from .scoring.cross_entropy import loss_path
 from .slices.optim import SparseColumnAdamW
 
-NEEDED = {"torch": "2.11", "transformers": "5.17", "deepspeed": "0.19.8", "safetensors": "0.6", "sacrebleu": "2.5"}
+NEEDED = {"torch": "2.11", "safetensors": "0.6"}
 """Library → oldest version; older torch and transformers have known holes in how they load checkpoints."""
+ENGINE = {"transformers": "5.17", "deepspeed": "0.19.8", "sacrebleu": "2.5"}
+"""The same of what the extra `engine` brings."""
 OPTIONAL = ("triton", "flash-attn", "liger-kernel", "peft", "datasets", "tyro", "numpy", "wandb")
 VARIABLES = (
     "SLICETUNE_KERNELS",
@@ -51,9 +53,16 @@ def version(name: str) -> str:
 
 
 def libraries() -> list[Finding]:
-    """Versions; one that is missing or too old is a fault, an optional one that is missing is said."""
-    rows = []
-    for name, oldest in NEEDED.items():
+    """Versions; one that is missing or too old is a fault, an optional one that is missing is said.
+
+    Without any library of the engine this is an installation of kernels, slices and optimizer alone.
+    """
+    rows, needed = [], NEEDED
+    if any(map(version, ENGINE)):
+        needed = NEEDED | ENGINE
+    else:
+        rows.append((True, "kernels, slices and optimizer alone; for the engine: pip install 'slicetune[engine]'"))
+    for name, oldest in needed.items():
         have = version(name)
         fine = bool(have) and _numbers(have) >= _numbers(oldest)
         rows.append((fine, f"{name} {have or 'missing'}" + ("" if fine else f": install {name}>={oldest}")))

@@ -67,7 +67,7 @@ def _name_positionals(kind: type, tyro: Any) -> None:
         kind_of, required = hints[field.name], field.default is field.default_factory is dataclasses.MISSING
         if required and get_origin(kind_of) is not Literal:
             name = field.name.upper() + " …" * (get_origin(kind_of) is tuple)
-            hints[field.name] = Annotated[kind_of, tyro.conf.arg(metavar=name)]
+            hints[field.name] = Annotated[kind_of, tyro.conf.arg(metavar=name, help_behavior_hint="(required)")]
     kind.__annotations__ = hints
 
 

@@ -44,6 +44,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+MODE = 0o666 & ~_umask()
+"""Permissions of a new file, as the user's umask has them; safetensors' writer lets nobody else read its files."""
+
+
 @contextmanager
 def whole_file(path: Path, by: str = "") -> Iterator[Path]:
     """A name beside `path` to write to: at the end of the block it takes the place of `path`, whole.
@@ -54,6 +64,7 @@ def whole_file(path: Path, by: str = "") -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}{by}.unfinished")
     try:
         yield unfinished
+        unfinished.chmod(MODE)
         sync(unfinished)
         unfinished.replace(path)
     except BaseException:
@@ -73,6 +84,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         for part in (*unfinished.rglob("*"), unfinished):
+            if part.is_file():
+                part.chmod(MODE)
             sync(part)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():

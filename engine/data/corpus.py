@@ -1,6 +1,7 @@
 """Domains of parallel text: whether they are sound, and which sentences a run takes.
 
-layouts.py finds a split's files or its data set and records.py reads them; prompts.py makes tokens of the pairs.
+layouts.py finds a split's files or its data set and records.py reads them; prompts.py words the pairs, tokens.py makes
+ids of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sentence pairs as examples: token ids of prompt and target, and one of them as text."""
+"""Sentence pairs as examples: prompts.py words them, tokens.py makes ids of them; too long ones are dropped here."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ def encode_pairs(
     return kept, dropped
 
 
-def show(tokenizer: Any, example: Example) -> str:
-    """One sample decoded, the tokens that are trained between ⟦ and ⟧."""
+def template_of(tokenizer: Any) -> str:
+    """What makes prompts of sentence pairs with this tokenizer, in words."""
+    return "chat template" if tokenizer.chat_template else "plain template (the tokenizer has no chat template)"
+
+
+def show(tokenizer: Any, example: Example, how: str = "") -> str:
+    """One sample decoded, the tokens that are predicted between ⟦ and ⟧; `how` says how its prompt was made."""
     ids, start = example.input_ids, example.target_start
-    kind = "chat template" if tokenizer.chat_template else "plain template (the tokenizer has no chat template)"
     return (
-        f"{example.uid}, {kind}: {start} tokens of prompt, {len(ids) - start} trained\n"
+        f"a sample, ⟦what is predicted⟧: {example.uid}, {how}{start} tokens and {len(ids) - start} predicted\n"
         f"{tokenizer.decode(ids[:start])}⟦{tokenizer.decode(ids[start:])}⟧"
     )

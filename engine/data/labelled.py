@@ -5,7 +5,7 @@
 
 Without `group` the file's name is the group: code.jsonl, news.jsonl.gz. A prompt and a target are read as they stand,
 after the tokenizer's BOS and before its end token; `messages` take its chat template, the last one is the target.
-Next: score.py.
+Next: scoring/score.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class Sample:
 
 def read(files: Sequence[str]) -> list[Sample]:
     """All samples, in the files' order. Raises UserError, naming file and line, for one that cannot be used."""
-    samples = [sample for file in files for sample in _samples(Path(file).expanduser())]
+    of = {file: list(_samples(Path(file).expanduser())) for file in files}
+    if empty := [file for file, found in of.items() if not found]:
+        raise UserError(f"{' '.join(empty)}: no sample in it: leave the file out, or fill it")
+    samples = [sample for found in of.values() for sample in found]
     if not samples:
         raise UserError(f"{' '.join(files) or 'no file'}: no sample: name files of lines with prompt, target and group")
     return samples

@@ -3,8 +3,8 @@
     slicetune audit runs/caneft                   # exit code 0: nothing else changed; 1: it did
     slicetune audit models/llama runs/caneft      # with a base of one's own choice
 
-What a method may change is in scope.py. An audit reads the two folders, the neuron set and which method it was; no live
-model and nothing of what training says it did.
+It reads the two folders, the neuron set and which method it was; no live model, and nothing of what training says it
+did. scope.py says what a method may change.
 """
 
 from __future__ import annotations

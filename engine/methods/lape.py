@@ -62,7 +62,7 @@ class Lape(Method):
         if stats.provenance.get("score", {}).get("tokens", "all") != "all":
             raise UserError("lape counts all tokens of a sentence: set --score.tokens all")
         if len(stats.groups) < 2:
-            raise UserError(f"--data.seen names {stats.groups[0]} alone: an entropy needs two domains or more")
+            raise UserError(f"only one group was scored, {stats.groups[0]!r}: LAPE's entropy needs two or more")
         p = stats.active.cpu().double().flatten(1) / stats.tokens.cpu()[:, None]
         bar, wanted = threshold(p, self.percentile), self.units(shape)
         often = (p > bar).any(0)
@@ -74,6 +74,10 @@ class Lape(Method):
         about = {"method": "lape", "options": asdict(self), "threshold": bar, "units": wanted}
         about |= {"highest_entropy": float(value[units[-1]]), "units_by_domain": owners}
         return units_of(units, shape, about), []
+
+    @property
+    def least_groups(self) -> int:
+        return 2
 
     def how_many(self) -> str:
         if self.match:

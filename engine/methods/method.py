@@ -96,6 +96,11 @@ class Method:
         """Files that its settings name: what is in them is a setting too."""
         return ()
 
+    @property
+    def least_groups(self) -> int:
+        """How many groups (domains or directions) its choice compares: known before anything is scored."""
+        return 1
+
     def bounds(self, shape: ModelShape) -> Trainable:
         """Trainable and added parameters, by arithmetic alone."""
         raise NotImplementedError

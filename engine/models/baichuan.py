@@ -1,7 +1,7 @@
 """Baichuan2-7B as a plain Llama: converted once into the cache, so that none of the checkpoint's own code runs.
 
-    folder = converted(Path("models/Baichuan2-7B-Base"))       # models.snapshot does it for any --model.path
-    slicetune baichuan DIR NEW                # the same by hand; reads pickled weights too
+    slicetune baichuan DIR NEW        # by hand, from pickled weights too; --model.path does it for safetensors
+    folder = converted(Path("models/Baichuan2-7B-Base"))
 
 Yang et al. 2023, "Baichuan 2: Open Large-scale Language Models": rotary positions, RMSNorm, SwiGLU and no biases, as in
 a Llama, but for two things. `W_pack` [3H, H] holds the rows of q, k and v one after the other: it is cut in three. The

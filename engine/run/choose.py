@@ -16,7 +16,7 @@ from ..common.errors import UserError
 from ..common.settings import fingerprint
 from ..data import tokens
 from ..data.batching import Example
-from ..data.examples import show
+from ..data.examples import show, template_of
 from ..data.monolingual import Texts, texts_of
 from ..methods.landermt.detect import detect, prompt_only
 from ..methods.landermt.detection import Detection
@@ -38,7 +38,7 @@ def take(stages: Stages, other: Path, artefact: Path) -> None:
 def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
     """Score `examples` on the base model and write statistics.safetensors. `identity` is what they belong to."""
     config, groups = job.config.score, job.config.data.groups
-    distributed.print0("one of them, what is trained between brackets:\n" + show(job.tokenizer, examples[0]))
+    distributed.print0(show(job.tokenizer, examples[0], f"{template_of(job.tokenizer)}: "))
     stats, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
     if distributed.rank() == 0:
         stats.save(job.out / job.config.method.statistics_file, identity)

@@ -51,6 +51,7 @@ def dry_run(config: RunConfig) -> None:
     """Print what the run would need, on the first rank."""
     import torch
 
+    config.check_groups()
     if rank() != 0:
         return
     shape = resolve(config.model.path, config.shape)

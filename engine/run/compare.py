@@ -1,7 +1,7 @@
 """Several methods on the same text, in one table.
 
-    torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,lora,rcn,caneft}_llama31.py \\
-        --seeds 0 1 2 --out runs/compare --data.dir DATA
+    slicetune compare recipes/{base,lora,rcn,caneft}_tiny.py --out runs/compare-tiny
+    torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,caneft}_llama31.py --seeds 0 1 --data.dir DATA
 
 Every recipe is run as it would be alone, a folder a recipe and seed under --out; flags that are not this command's own
 go to all of them. A scoring pass is shared by the runs that would repeat it, LAPE gets as many parameters as CANEFT's

@@ -43,6 +43,7 @@ class RunConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
+    """Of all that is drawn: the sentences, their order, new weights."""
     deterministic: bool = False
     """Ask torch and flash-attn for deterministic kernels (slower on a GPU; a CPU run is deterministic anyway)."""
     dry_run: bool = matters(COMMAND, False)
@@ -54,7 +55,7 @@ class RunConfig:
     resume: str = "auto"
     """`auto` goes on from the newest valid checkpoint in --out; a checkpoint folder goes on from that one."""
     shape: str = matters(COMMAND, "")
-    """Name of the model's shape in models/shapes.py, for --dry-run without its config.json; recipes set it."""
+    """For --dry-run without the model's config.json: the name of a known shape (models/shapes.py); recipes set it."""
 
     def __post_init__(self) -> None:
         for name in ("gpus", "gpu_memory"):
@@ -70,6 +71,14 @@ class RunConfig:
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not self.method.adapts:
             raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
+
+    def check_groups(self) -> None:
+        """Raises UserError where the method compares more groups than there are: to be called before any scoring."""
+        if len(self.data.groups) < self.method.least_groups:
+            raise UserError(
+                f"--data.seen {' '.join(self.data.groups)}: {self.method.title} compares domains, and this is one: "
+                "name two or more, or several directions in --data.pairs"
+            )
 
     @property
     def train_sentences(self) -> int:

@@ -90,6 +90,7 @@ class Run:
         data = {name: value for name, value in of_stage(c.data, "score").items() if name != other}
         source = {"model": load.fingerprint(job.base), "corpus": job.report.fingerprint}
         self.stages.settings |= source | {"data": data, "seed": c.seed}
+        c.check_groups()
         if c.model.recompute_ffn and not method.trains_slices:
             remedy = "use --model.activation-checkpointing"
             raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")

@@ -1,4 +1,7 @@
-"""Which stages of a run are done, with which settings: a finished stage is not run again, a changed one is refused."""
+"""Which stages of a run are done, with which settings: a finished stage is not run again, a changed one is refused.
+
+Which settings decide a stage is said on the field: `matters` in common/settings.py; run.py puts them together.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ class Stages:
         done = self.record.get(name)
         if done and artefact.exists():
             if other := self._differences(done):
-                raise UserError(f"{artefact} was made with other settings ({other}): use another --out, or delete it")
+                folder = self.path.parent
+                again = "" if name == "score" else f"; there --score.reuse {folder} takes these scores over"
+                raise UserError(f"{artefact} was made with other settings ({other}): use another --out{again}")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
         signals.boundary(f"before the {name} stage")
@@ -64,8 +69,8 @@ class Stages:
         made, done = other / artefact.name, _read(other / "stages.json").get(name)
         if not done or not made.exists():
             raise UserError(f"--{name}.reuse {other}: no finished {name} stage there: name a run's --out")
-        if other := self._differences(done):
-            raise UserError(f"--{name}.reuse {other}: made with other settings ({other}): leave it out to {name} anew")
+        if rows := self._differences(done):
+            raise UserError(f"--{name}.reuse {other}: made with other settings ({rows}): leave it out to {name} anew")
         artefact.unlink(missing_ok=True)
         try:
             os.link(made, artefact)

@@ -1,12 +1,9 @@
-"""Scoring and decoding that resume.
+"""A scoring pass that resumes: each rank's statistics, saved at intervals, so that a broken pass goes on.
 
-Scoring: each rank's statistics, saved at intervals, so that a broken pass goes on where it stopped.
 A rank adds batches in a fixed order, so from its own partial statistics it ends with the same bits, float64 sums too.
 They lie in `scoring/rank-R/step-N` (N batches done), are written and verified as checkpoints are, and go when the
 stage is done. Another number of ranks or other settings deal the batches differently: then the pass starts again.
-
-Decoding: a domain whose translations are written is not decoded again. A whole domain is what is kept, since a part of
-one is minutes on the machines that decode for hours.
+Training resumes by training/saves.py, decoding by evaluation/translation.py (`Translated`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     slicetune score code.jsonl news.jsonl law.jsonl --model.path Qwen/Qwen2.5-7B-Instruct
     torchrun --nproc_per_node 8 -m slicetune.engine score …        # the ranks share the samples
 
-Files are those of labelled.py; the groups' names are what selection tells apart. Writes statistics.safetensors, which
-`slicetune select` reads. A pass that was stopped goes on when the same command is given again.
+A file has a sample a line: a prompt and its target, or the messages of a chat. Each file is a group, or each `group`
+that its lines name; selection compares the groups. It writes statistics.safetensors, which `slicetune select` reads. A
+pass that was stopped goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def score(
         distributed.print0(f"{count} samples dropped, {reason}")
     if not examples:
         raise UserError("no sample is left: raise --max-length")
-    distributed.print0(
-        "one of them, what is predicted between brackets:\n" + examples_module.show(tokenizer, examples[0])
-    )
+    distributed.print0(examples_module.show(tokenizer, examples[0]))
     shape = from_config(models.config_json(base))
     load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")

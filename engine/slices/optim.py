@@ -4,10 +4,11 @@ Before, and after with two rows of one layer:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    params = slice_linears(model, rows={"layers.0.mlp.up_proj": [3, 17]})
+    params = slice_linears(model, rows={"model.layers.0.mlp.up_proj": [3, 17]})
     optimizer = SparseColumnAdamW(params, lr=1e-4)
 
-`slice_linears` is in linear.py. DeepSpeed, DDP, Accelerate or a Trainer take it as any other torch optimizer.
+`slice_linears` is in linear.py, the formula in kernels/adamw/reference.py. DeepSpeed, DDP, Accelerate or a Trainer take
+the optimizer as any other of torch.
 """
 
 from collections.abc import Callable, Iterator

@@ -15,10 +15,11 @@ class TrainConfig:
     """Training of the chosen slices."""
 
     learning_rate: float = 1e-5
-    """The authors' program's."""
+    """The default is the rate of CANEFT's authors' program."""
     sweep: tuple[float, ...] = ()
     """Train once with each of these learning rates instead, and go on with the lowest dev loss."""
     epochs: int = 2
+    """Passes over the training sentences."""
     max_steps: int = 0
     """Stop after so many optimizer steps; 0 trains all epochs."""
     global_batch_size: int = 5
@@ -27,6 +28,7 @@ class TrainConfig:
     """Sentences of one forward on one rank; 0 splits the global batch over the ranks without accumulation."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
+    """Optimizer steps in which the rate rises from 0."""
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

@@ -1,6 +1,8 @@
 """DeepSpeed ZeRO around the trained slices: configure, initialise, step, gather and restore state.
 
-Everything here was read in DeepSpeed 0.19.8; the comments say what would go wrong without it. Next: train.py, the
+Everything here was read in DeepSpeed 0.19.8; the comments say what would go wrong without it. Stage 3 partitions the
+weights too: an FFN's are gathered together (`ZeroEngine.__init__`), state is set a rank's part at a time (`_set`), and
+every forward writes the slices anew (slices/linear.py). Next: train.py, the
 loop; checkpoint.py, what is written.
 """
 

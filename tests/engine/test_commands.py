@@ -62,7 +62,8 @@ def test_every_question_has_help_with_an_example(capsys):
         (["fold", "model", "out"], "--pair: say which, as in --pair de-en"),
         (["select", "--method", "full"], "--method full: chooses no neurons; there are"),
         (["select", "a.safetensors", "b.safetensors"], "name one statistics.safetensors"),
-        (["score", "x.jsonl", "--score.reuse", "runs/x"], "--score.reuse is of runs"),
+        (["score", "x.jsonl"], "--model.path is missing: name a Hugging Face folder"),
+        (["score", "x.jsonl", "--score.reuse", "runs/x", "--model.path", "tiny"], "--score.reuse is of runs"),
         (["compare", "no_such_recipe"], "no_such_recipe: no such recipe"),
     ],
 )

@@ -45,10 +45,17 @@ def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, capsys, tmp_pat
 
 
 def test_old_and_missing_libraries_are_found(monkeypatch):
-    monkeypatch.setattr(doctor, "version", lambda name: {"torch": "2.9.1+cu128"}.get(name, ""))
+    there = {"torch": "2.9.1+cu128", "transformers": "5.20"}
+    monkeypatch.setattr(doctor, "version", lambda name: there.get(name, ""))
     bad = [line for fine, line in doctor.libraries() if not fine]
     assert bad[0] == "torch 2.9.1+cu128: install torch>=2.11"
     assert "sacrebleu missing: install sacrebleu>=2.5" in bad
+
+
+def test_kernels_slices_and_optimizer_alone_are_a_sound_installation(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: {"torch": "2.12", "safetensors": "0.7"}.get(name, ""))
+    assert all(fine for fine, _ in doctor.libraries())
+    assert doctor.libraries()[0][1].endswith("for the engine: pip install 'slicetune[engine]'")
 
 
 def test_little_room_is_found(monkeypatch, tmp_path):

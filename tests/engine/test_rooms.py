@@ -59,3 +59,10 @@ def test_no_circle():
         for name in free:
             del left[name]
     assert not left, sorted(left)
+
+
+def test_a_room_is_small():
+    """A dozen files at most, so that one look tells what is there; the embedded corpus apart."""
+    folders = {file.parent for file in FILES.values()} - {ROOT / "engine/data/tiny"}
+    sizes = {folder: len([file for file in folder.glob("*.py") if file.stem != "__init__"]) for folder in folders}
+    assert not {folder: size for folder, size in sizes.items() if size > 12}

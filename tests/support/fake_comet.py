@@ -1,6 +1,6 @@
 """A FAKE of COMET's environment, for tests of what goes between the two processes: it knows nothing of translation.
 
-    python tests/support/fake_comet.py -I engine/evaluation/comet_program.py < job.json    # as comet.py calls it
+    python tests/support/fake_comet.py -I engine/evaluation/comet_program.py < job.json  # as comet.py calls it
 
 A sentence's score is the share of its characters that its source (if the model's name says so: its reference) has too.
 A model called `gated`, `crash` or `slow` fails as the real program does, dies, or takes too long.

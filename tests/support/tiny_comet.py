@@ -1,6 +1,6 @@
 """Saves two small COMET checkpoints with random weights, by COMET itself: `kiwi` (no reference) and `da` (with one).
 
-    .venv-comet/bin/python tests/support/tiny_comet.py FOLDER  # FOLDER/{kiwi,da}/{hparams.yaml,checkpoints/model.ckpt}
+    .venv-comet/bin/python tests/support/tiny_comet.py FOLDER   # FOLDER/{kiwi,da}/{hparams.yaml,checkpoints/model.ckpt}
 
 They have the classes and settings of wmt22-cometkiwi-da and wmt22-comet-da; encoder and tokenizer are made here too.
 """

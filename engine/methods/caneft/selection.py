@@ -142,8 +142,8 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
         raise UserError(f"no sentence of {' '.join(empty)} was scored: check its files or take it out of --data.seen")
     if len(stats.groups) < 2 and consensus:
         raise UserError(
-            f"--data.seen (or --data.pairs) names {' '.join(stats.groups)} alone: mutual information needs two or more "
-            "(--method.consensus None ranks by importance)"
+            f"only one group was scored, {stats.groups[0]!r}, and mutual information compares groups: name two domains "
+            "or more in --data.seen, or two files or more in `slicetune score` (--method.consensus None needs one)"
         )
     wanted = share_of(neuron_ratio, stats.neurons)
     if not 0 < wanted < stats.neurons:

@@ -55,6 +55,10 @@ class Caneft(Method):
         return selection.neurons, selection.warnings
 
     @property
+    def least_groups(self) -> int:
+        return 2 if self.consensus else 1
+
+    @property
     def leads(self) -> bool:
         return self.task_ratio is not None and self.consensus is not None
 

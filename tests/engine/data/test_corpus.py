@@ -6,7 +6,7 @@ import json
 import pytest
 
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.data import corpus, records
+from slicetune.engine.data import corpus, layouts, records
 from slicetune.engine.data.config import DataConfig
 from slicetune.engine.data.records import Pair
 
@@ -101,13 +101,7 @@ def test_the_pairs_own_folder_comes_first(tmp_path):
 
 
 def test_tiny(tmp_path, monkeypatch):
-    import sys
-    from types import ModuleType
-
-    tiny = ModuleType("slicetune.engine.data.tiny")
-    tiny.corpus_dir = lambda: tmp_path
-    monkeypatch.setitem(sys.modules, "slicetune.engine.data.tiny", tiny)
-    monkeypatch.setattr("slicetune.engine.data.tiny", tiny, raising=False)
+    monkeypatch.setattr(layouts, "corpus_dir", lambda: tmp_path)
     write(tmp_path / "de-en/it/test.jsonl", JSONL)
     assert sides(corpus.load_domain(config("tiny"), "it", "test")) == WANTED
 

@@ -384,8 +384,9 @@ def test_strip_prefix(text, stripped):
 def test_show_marks_what_is_trained():
     tokenizer = make(*CHAT["chatml"])
     kept, _ = encode_pairs(tokenizer, DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
-    shown = examples_module.show(tokenizer, kept[0])
-    assert "it/train/17, chat template" in shown
+    shown = examples_module.show(tokenizer, kept[0], f"{examples_module.template_of(tokenizer)}: ")
+    assert "it/train/17, chat template: " in shown
     assert shown.endswith("<|im_start|>assistant\n⟦English: The facility is broken.<|im_end|>⟧")
     kept, _ = encode_pairs(make(bos=None), DataConfig(seen=("it",), unseen=()), [PAIR], ["it"], "train", 2000)
-    assert "no chat template" in examples_module.show(make(bos=None), kept[0])
+    assert "no chat template" in examples_module.template_of(make(bos=None))
+    assert "it/train/17, " in examples_module.show(make(bos=None), kept[0])

@@ -113,7 +113,7 @@ def test_lape_refuses_what_it_cannot_count(stats, shape):
     with pytest.raises(UserError, match="are active often"):
         Lape(neuron_ratio=0.9).select(stats, shape, 0)
     alone = Statistics(["a"], shape)
-    with pytest.raises(UserError, match="two domains or more"):
+    with pytest.raises(UserError, match="needs two or more"):
         Lape().select(alone, shape, 0)
     alone.provenance = {"score": {"tokens": "target"}}
     with pytest.raises(UserError, match="counts all tokens"):
