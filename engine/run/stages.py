@@ -43,7 +43,8 @@ class Stages:
         if done and artefact.exists():
             if other := self._differences(done):
                 folder = self.path.parent
-                again = "" if name == "score" else f"; there --score.reuse {folder} takes these scores over"
+                scored = name != "score" and "score" in self.record
+                again = f"; there --score.reuse {folder} takes these scores over" if scored else ""
                 raise UserError(f"{artefact} was made with other settings ({other}): use another --out{again}")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return

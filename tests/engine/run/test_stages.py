@@ -60,3 +60,17 @@ def test_trackers_see_the_rate_of_each_training_of_a_sweep(tmp_path, monkeypatch
     job = SimpleNamespace(config=config, out=tmp_path, pad_id=0, shape=shape, model=lambda: nn.Linear(2, 2))
     train.train_and_choose(job, [], [], {})
     assert [(one["learning_rate"], one["sweep"]) for one in seen] == [(1e-4, []), (1e-3, [])]
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_scores_are_offered_to_another_folder_where_there_are_some(scores, tmp_path):
+    def go(rate: float) -> None:
+        stages = Stages(tmp_path)
+        for name in ["score"] * scores + ["train"]:
+            settings = {"rate": rate} if name == "train" else {}
+            stages.do(name, settings, tmp_path / name, (tmp_path / name).touch)
+
+    go(1e-4)
+    with pytest.raises(UserError, match=r"rate: 0.0001 → 0.001.*use another --out") as refused:
+        go(1e-3)
+    assert ("--score.reuse" in str(refused.value)) == scores
