@@ -103,8 +103,9 @@ def _take(words: Words, flag: str, default: str, known: Sequence[str]) -> str:
     if flag not in words:
         return default
     place = words.index(flag)
-    value = words[place + 1] if place + 1 < len(words) else ""
-    if value not in known:
+    if place + 1 == len(words):
+        raise UserError(f"{flag}: name one of {' '.join(known)}")
+    if (value := words[place + 1]) not in known:
         raise UserError(f"{flag} {value}: chooses no neurons; there are {' '.join(known)}")
     del words[place : place + 2]
     return value

@@ -159,7 +159,7 @@ def _failure(log: Path) -> str:
 
 
 def add(found: dict[str, Any], said: Mapping[str, Any], out: Path) -> None:
-    """Put what `stage` said into results.json's content: scores times 100 with averages, or why there are none."""
+    """Put what the stage said into results.json's content: scores times 100 with averages, or why there are none."""
     if not said or "missing" in said["comet"]:
         found.update(said)
         return

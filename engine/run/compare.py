@@ -174,4 +174,4 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
 
 def print_result(out: Path) -> None:
     if distributed.rank() == 0:
-        print(f"\n{(out / 'comparison.txt').read_text()}\nreport  {out / 'report.html'}", flush=True)
+        print(f"\n{(out / 'comparison.txt').read_text(encoding='utf-8')}\nreport  {out / 'report.html'}", flush=True)

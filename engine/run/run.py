@@ -2,7 +2,7 @@
 
 Each stage leaves an artefact under `--out` and is skipped when that is there and was made with the same settings
 (stages.py). All ranks walk through the same stages; what only one can do, the first one does. What a stage does is in
-choose.py, train.py and measure.py: each takes what it needs.
+choose.py, train.py and measure.py; they are given the run's inputs (job.py), which none of them changes.
 """
 
 from __future__ import annotations

@@ -44,17 +44,21 @@ class Stages:
             if other := self._differences(done):
                 folder = self.path.parent
                 scored = name != "score" and "score" in self.record
-                again = f"; there --score.reuse {folder} takes these scores over" if scored else ""
+                again = f"; with --score.reuse {folder} it need not score again" if scored else ""
                 raise UserError(f"{artefact} was made with other settings ({other}): use another --out{again}")
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
+        self._work(name, dict(self.settings), work)
+
+    def _work(self, name: str, settings: dict[str, Any], work: Callable[[], Any]) -> None:
+        """Do the work of a stage on every rank, and record it."""
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
         with named(name):
             work()
         distributed.barrier()
-        self.record[name] = {"settings": dict(self.settings), "seconds": time.perf_counter() - start}
+        self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
         if distributed.rank() == 0:
             write_json(self.path, self.record)
 
@@ -88,14 +92,7 @@ class Stages:
         if done and artefact.exists() and not differences(done["settings"], settings):
             distributed.print0(f"[{name}] done before ({done['seconds']:.1f} s)")
             return
-        signals.boundary(f"before the {name} stage")
-        distributed.print0(f"[{name}]")
-        start = time.perf_counter()
-        with named(name):
-            work()
-        self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
-        if distributed.rank() == 0:
-            write_json(self.path, self.record)
+        self._work(name, settings, work)
 
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""

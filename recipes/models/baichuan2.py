@@ -1,44 +1,11 @@
-"""Baichuan2-7B-Base as in LANDeRMT's tables, ten directions in one run: what its recipes share.
+"""Baichuan2-7B-Base, ten directions, as in LANDeRMT's tables: what its recipes share."""
 
---data.dir has <pair>/wmt/{train,dev,test}.jsonl.gz of each pair. A folder de-en serves en-de too.
-"""
+from functools import partial
 
-from slicetune.engine.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
-from slicetune.engine.methods.method import Method
+from slicetune.recipes.models.landermt import table_row, untrained_row
 
-PATH, SHAPE = "baichuan-inc/Baichuan2-7B-Base", "Baichuan2-7B"
-PAIRS = ("en-de", "de-en", "en-fr", "fr-en", "en-it", "it-en", "en-zh", "zh-en", "en-ar", "ar-en")
-
-
-def row(name: str, method: Method, *, zero_stage: int = 1, activation_checkpointing: bool = False) -> RunConfig:
-    """A recipe's settings; it writes to runs/<name>-baichuan2."""
-    return RunConfig(
-        out=f"runs/{name}-baichuan2",
-        shape=SHAPE,
-        model=ModelConfig(path=PATH, activation_checkpointing=activation_checkpointing),
-        data=DataConfig(
-            dir="data",
-            pairs=PAIRS,
-            seen=("wmt",),
-            unseen=(),
-            prompt="templates",
-            train_sentences=100_000,  # of a direction: 12,500 iterations of 8
-            budget="equal",
-        ),
-        method=method,
-        train=TrainConfig(learning_rate=5e-5, weight_decay=0.01, epochs=1, global_batch_size=80, micro_batch_size=8),
-        zero=ZeroConfig(stage=zero_stage),
-        evaluate=EvaluateConfig(smooth="none"),
-    )
-
-
-def untrained(name: str, method: Method, *, max_length: int = 512) -> RunConfig:
-    """The same of a method that trains nothing."""
-    return RunConfig(
-        out=f"runs/{name}-baichuan2",
-        shape=SHAPE,
-        model=ModelConfig(path=PATH),
-        data=DataConfig(dir="data", pairs=PAIRS, seen=("wmt",), unseen=(), prompt="templates", max_length=max_length),
-        method=method,
-        evaluate=EvaluateConfig(smooth="none"),
-    )
+MODEL = "baichuan2", "baichuan-inc/Baichuan2-7B-Base", "Baichuan2-7B"
+row = partial(table_row, *MODEL)
+"""`row(name, method, …)` with the settings that landermt.py has for all models."""
+untrained = partial(untrained_row, *MODEL)
+"""The same of a method that trains nothing."""

@@ -1,27 +1,8 @@
 """Llama-2-7B-Chat, German–English, as in CANEFT's tables: what its recipes share."""
 
-from slicetune.engine.config import DataConfig, ModelConfig, RunConfig, TrainConfig, ZeroConfig
-from slicetune.engine.methods.method import Method
+from functools import partial
 
+from slicetune.recipes.models.caneft import table_row
 
-def row(
-    name: str,
-    method: Method,
-    *,
-    learning_rate: float = 1e-5,
-    zero_stage: int = 1,
-    activation_checkpointing: bool = False,
-) -> RunConfig:
-    """A recipe's settings; it writes to runs/<name>-llama2.
-
-    The learning rate and the batch are the authors' program's. A baseline with another rate has a customary one.
-    """
-    return RunConfig(
-        out=f"runs/{name}-llama2",
-        shape="Llama-2-7B",
-        model=ModelConfig(path="meta-llama/Llama-2-7b-chat-hf", activation_checkpointing=activation_checkpointing),
-        data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
-        method=method,
-        train=TrainConfig(learning_rate=learning_rate, epochs=2, global_batch_size=5),
-        zero=ZeroConfig(stage=zero_stage),
-    )
+row = partial(table_row, "llama2", "meta-llama/Llama-2-7b-chat-hf", "Llama-2-7B")
+"""`row(name, method, …)` with the settings that caneft.py has for all models."""

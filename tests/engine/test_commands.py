@@ -131,6 +131,13 @@ def test_python_m_is_the_same_command(tmp_path):
     assert done.stderr == f"error: {tmp_path}: no run's folder, so its base is not known: give BASE RUN\n"
 
 
+def test_a_question_that_was_a_command_once_says_how_it_is_asked_now(tmp_path):
+    command = [sys.executable, "-m", "slicetune.engine.analyses.chosen", "runs/x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "error: a question is asked by the command: slicetune ask QUESTION RUN\n"
+
+
 @pytest.mark.parametrize("name", ["score", "select", "doctor"])
 def test_a_module_that_was_a_command_once_still_is(name, monkeypatch, tmp_path, capsys):
     """A script that calls it must not be told that all is well while nothing was done."""

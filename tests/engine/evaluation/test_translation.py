@@ -102,7 +102,7 @@ def test_the_models_own_sampling_settings_are_not_used_and_come_back():
     assert model.training
 
 
-def test_a_hypothesis_is_as_line_without_its_prefix():
+def test_a_hypothesis_is_one_line_without_its_prefix():
     assert as_line(" English: The rash\nfades.\r\n\u2028 It\x85goes. ", "en") == "The rash fades.  It goes."
     assert as_line("The English: language", "en") == "The English: language"
     assert as_line("a\u00a0b", "en") == "a\u00a0b"
