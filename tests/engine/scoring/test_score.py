@@ -200,7 +200,7 @@ def test_select_as_a_program_takes_the_methods_own_flags(base, files, tmp_path, 
     assert "→ g.st" in capsys.readouterr().out
     for words, said in (
         (["--method", "full"], "--method full: chooses no neurons; there are "),
-        (["--method"], "--method: name one of caneft"),
+        (["--method"], "--method: name one of lape rcn caneft given"),
         (["--method", "rcn"], "rcn needs statistics.safetensors"),
     ):
         with pytest.raises(SystemExit) as stop:
