@@ -23,9 +23,11 @@ OWN = ("rows", "columns", "bias_rows")
 """What a slice's parameter is called in a state dict."""
 
 
-def sliced(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[nn.Parameter]]:
+def sliced(
+    kind: str, dtype: torch.dtype = torch.float32, model: nn.Module | None = None
+) -> tuple[nn.Module, list[nn.Parameter]]:
     """The toy with slices to train: `rows`, `columns` (units) of a neuron set, or `linears` named one by one."""
-    model = toys.model(dtype=dtype)
+    model = toys.model(dtype=dtype) if model is None else model
     if kind == "linears":
         names = {"model.layers.0.self_attn.q_proj": [3, 1]}, {"model.layers.1.mlp.down_proj": [0, 46]}
         return model, slices.slice_linears(model, *names)
@@ -34,7 +36,7 @@ def sliced(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, li
 
 def optimizer(kind: str, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     made = {"torch": torch.optim.AdamW, "ours": slices.SparseColumnAdamW, "sgd": torch.optim.SGD}
-    return made[kind](params, lr=1e-2)
+    return made[kind](params, lr=1.0 if kind == "sgd" else 1e-2)
 
 
 def batch() -> Tensor:
