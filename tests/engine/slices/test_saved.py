@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,28 +62,49 @@ def test_in_a_loop_of_ones_own(way: Callable, kind, opt, tmp_path):
     exact(model, way(model, tmp_path / "saved"))
 
 
-@kinds
-@pytest.mark.parametrize("opt", ["torch", "ours"])
-def test_hugging_face_trainer(kind, opt, tmp_path):
+def trainer(kind: str, opt: str, out: Path, **settings: Any) -> Any:
+    """Hugging Face's, on the toy: the same update again and again, a checkpoint each."""
     from transformers import Trainer, TrainingArguments
 
     model, params = saved.sliced(kind)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "run"),
-        max_steps=saved.STEPS,
-        per_device_train_batch_size=4,
-        save_steps=saved.STEPS,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-    )
+    settings = {"max_steps": saved.STEPS, "save_steps": 1, "per_device_train_batch_size": 4} | settings
+    arguments = TrainingArguments(str(out), use_cpu=True, report_to=[], disable_tqdm=True, **settings)
     data = [{"input_ids": row, "labels": row} for row in saved.batch()]
-    trainer = Trainer(model, arguments, train_dataset=data, optimizers=(saved.optimizer(opt, params), None))
-    trainer.train()
-    trainer.save_model(str(tmp_path / "saved"))
-    checkpoint = tmp_path / "run" / f"checkpoint-{saved.STEPS}"
-    exact(model, tmp_path / "saved")
-    exact(model, checkpoint)
+    chosen = (saved.optimizer(opt, params), None)
+    return Trainer(model, arguments, train_dataset=data, eval_dataset=data, optimizers=chosen)
+
+
+@kinds
+@pytest.mark.parametrize("opt", ["torch", "ours"])
+def test_hugging_face_trainer(kind, opt, tmp_path):
+    own = trainer(kind, opt, tmp_path / "run")
+    own.train()
+    own.save_model(str(tmp_path / "saved"))
+    exact(own.model, tmp_path / "saved")
+    exact(own.model, tmp_path / "run" / f"checkpoint-{saved.STEPS}")
+
+
+@kinds
+def test_hugging_face_trainer_resumes(kind, tmp_path):
+    whole, broken, rest = (trainer(kind, "ours", tmp_path / name) for name in ("a", "b", "b"))
+    whole.train()
+    broken.train()
+    for step in range(2, saved.STEPS + 1):
+        shutil.rmtree(tmp_path / "b" / f"checkpoint-{step}")
+    rest.train(resume_from_checkpoint=True)
+    assert rest.state.global_step == saved.STEPS
+    own = rest.model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in whole.model.state_dict().items())
+
+
+def test_hugging_face_trainer_takes_the_best(tmp_path):
+    """The largest loss is the best here: that of the first update."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    own = trainer("rows", "torch", tmp_path, eval_strategy="steps", eval_steps=1, **best)
+    own.train()
+    assert own.state.best_model_checkpoint.endswith("checkpoint-1")
+    exact(own.model, tmp_path / "checkpoint-1")
+    assert saved.distance(own.model, tmp_path / "checkpoint-2")[0] > 0
 
 
 @kinds
