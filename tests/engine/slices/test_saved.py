@@ -139,7 +139,9 @@ def test_fsdp2(pool, how, kind, opt, tmp_path):
 
 
 @kinds
-@pytest.mark.parametrize("how", ["zero1.module", "zero2.checkpoint", "zero3.checkpoint", "zero3.weights", "zero3.save"])
+@pytest.mark.parametrize(
+    "how", ["zero1.module", "zero2.checkpoint", "zero3.checkpoint", "zero3.weights", "early3.save"]
+)
 def test_deepspeed(pool, how, kind, tmp_path):
     away, moved = pool.run("two_ranks", how, kind, "ours", str(tmp_path / "saved"))[0]
     assert away == 0.0
