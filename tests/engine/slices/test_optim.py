@@ -157,7 +157,7 @@ def test_state_of_another_kind_is_refused(other):
     params = parameters(torch.bfloat16)
     optimizer = SparseColumnAdamW(params)
     run(optimizer, params, range(1))
-    with pytest.raises(UserError, match="optimizer state: saved with"):
+    with pytest.raises(UserError, match="optimizer state of parameter 0: saved with"):
         SparseColumnAdamW(params, **other).load_state_dict(optimizer.state_dict())
 
 

@@ -1,0 +1,153 @@
+"""What SparseColumnAdamW keeps of a parameter: made anew, or taken from what was saved. Next: optim.py.
+
+- step: float32, of no dimension, on the CPU.
+- exp_avg, exp_avg_sq: shaped as the parameter; float32 (float64 for float64 ones), or int8 and uint8 codes.
+- exp_avg_absmax, exp_avg_sq_absmax, with codes only: float32, one for each 256 elements.
+- master, for bfloat16 and float16 parameters: their float32 values.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.adamw.reference import BLOCK
+from ..common.errors import UserError
+from .checks import shown
+from .kept import COUNT
+
+MAXIMA = ("exp_avg_absmax", "exp_avg_sq_absmax")
+
+
+def local(t: Tensor) -> Tensor:
+    """This rank's part of a DTensor (FSDP2); any other tensor as it is."""
+    return t.to_local() if hasattr(t, "to_local") else t
+
+
+def has_master(p: Tensor, master: bool) -> bool:
+    return master and p.dtype in (torch.bfloat16, torch.float16)
+
+
+def layout(p: Tensor, moments: str, master: bool) -> dict[str, torch.dtype]:
+    """The tensors in a parameter's state beside its count, and their types."""
+    if moments == "8bit":
+        types = {"exp_avg": torch.int8, "exp_avg_sq": torch.uint8} | dict.fromkeys(MAXIMA, torch.float32)
+    else:
+        types = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.float64 if p.dtype == torch.float64 else torch.float32)
+    return types | ({"master": torch.float32} if has_master(p, master) else {})
+
+
+def fresh(p: Tensor, moments: str, master: bool) -> dict[str, Tensor]:
+    """The state before the first step. Raises UserError for a parameter that cannot have one."""
+    check_form(p, master)
+    state = {COUNT: torch.zeros((), dtype=torch.float32)}
+    for name, dtype in layout(p, moments, master).items():
+        if name == "master":
+            state[name] = p.detach().float().clone()
+        elif name in MAXIMA:
+            state[name] = zero_maxima(p)
+        else:
+            state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
+    return state
+
+
+def check_form(p: Tensor, master: bool) -> None:
+    """Raises UserError for a parameter that is not contiguous, and for a float16 one without a master."""
+    if not p.is_contiguous():
+        raise UserError(f"parameter of shape {tuple(p.shape)}: not contiguous; pass a contiguous one")
+    if p.dtype == torch.float16 and not master:
+        raise UserError("float16 parameter without a master: use master=True, or bfloat16 for stochastic rounding")
+
+
+def zero_maxima(p: Tensor) -> Tensor:
+    """Zeros for the absolute maxima of the 8-bit moments of p: float32 [blocks].
+
+    Of a DTensor they are a DTensor [shards, blocks of the largest shard], of which each rank has the row of its own
+    blocks: a checkpoint would take a plain tensor for the same on all ranks, and keep one rank's.
+    """
+    if not hasattr(p, "to_local"):
+        return torch.zeros(-(-p.numel() // BLOCK), device=p.device)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh, largest, shards = p.device_mesh, list(p.shape), 1
+    for size, placement in zip(mesh.shape, p.placements, strict=True):
+        if not placement.is_replicate():
+            largest[placement.dim], shards = -(-largest[placement.dim] // size), shards * size
+    blocks = -(-math.prod(largest) // BLOCK)
+    placements = [Replicate() if placement.is_replicate() else Shard(0) for placement in p.placements]
+    own = torch.zeros(1, blocks, device=local(p).device)
+    return DTensor.from_local(own, mesh, placements, run_check=False, shape=(shards, blocks), stride=(blocks, 1))
+
+
+def own_maxima(state: Mapping[str, Tensor], name: str, p: Tensor) -> Tensor | None:
+    """The maxima of this rank's blocks, [blocks]; None where moments are not in 8 bits."""
+    maxima = state.get(name)
+    return maxima if maxima is None or maxima is local(maxima) else local(maxima)[0, : -(-local(p).numel() // BLOCK)]
+
+
+def restored(saved: Mapping[str, Any], p: Tensor, name: Any, moments: str, master: bool) -> dict[str, Any]:
+    """A copy of parameter `name`'s saved state, on p's device and else exactly as it is; the count as it is kept.
+
+    Raises UserError, before anything is copied, for a state that this optimizer would not have kept of p.
+    """
+    check_form(p, master)
+    types, where = layout(p, moments, master), f"optimizer state of parameter {name}"
+    _check_kind(saved, types, where, f"moments={moments!r}, master={master}")
+    if missing := [key for key in (COUNT, *types) if key not in saved]:
+        raise UserError(f"{where}: no {', '.join(missing)}; load what state_dict() gave, whole")
+    for key, dtype in types.items():
+        value, like = saved[key], zero_maxima(p) if key in MAXIMA else p
+        if not isinstance(value, Tensor) or value.dtype != dtype:
+            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where}: {key} is {what}, not {dtype}; load what state_dict() gave, with its types")
+        if value.shape != like.shape:
+            remedy = "load the state of this model's parameters, in their order and with as many shards"
+            raise UserError(f"{where}: {key} has shape {tuple(value.shape)}, not {tuple(like.shape)}; {remedy}")
+        if _place(value) != _place(like):
+            remedy = "use torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+            raise UserError(f"{where}: {key} is not sharded as the parameter; {remedy}")
+    count = _count(saved[COUNT], where)
+    return {key: count if key == COUNT else _copied(value, p) for key, value in saved.items()}
+
+
+def _check_kind(saved: Mapping[str, Any], types: Mapping[str, torch.dtype], where: str, settings: str) -> None:
+    """Raises UserError for moments of another type, or a master too many or too few."""
+    if not isinstance(saved.get("exp_avg"), Tensor):
+        return
+    was, own = (
+        (dtype, "a" if "master" in keys else "no")
+        for dtype, keys in ((saved["exp_avg"].dtype, saved), (types["exp_avg"], types))
+    )
+    if was != own:
+        kinds = [f"{dtype} moments, {article} master" for dtype, article in (was, own)]
+        half = was[0] in (torch.bfloat16, torch.float16)  # torch.optim.AdamW's
+        remedy = "train float32 parameters with it" if half else "use the settings and types it was saved with"
+        raise UserError(f"{where}: saved with {kinds[0]}; {settings} has {kinds[1]}: {remedy}")
+
+
+def _place(t: Tensor) -> tuple:
+    """How a DTensor is sharded, and what this rank has of it."""
+    return (tuple(t.placements), local(t).shape) if hasattr(t, "to_local") else ()
+
+
+def _count(value: Any, where: str) -> Tensor:
+    """A count of steps, a number or a one-element tensor anywhere, as it is kept."""
+    try:
+        count = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        count = math.nan
+    if not 0 <= count < math.inf:
+        raise UserError(f"{where}: {COUNT} is {shown(value)}; it must be the number of past steps")
+    return torch.tensor(count, dtype=torch.float32)
+
+
+def _copied(value: Any, p: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    value = value.detach().to(local(p).device, copy=True)
+    return value if value.is_contiguous() else value.contiguous()
