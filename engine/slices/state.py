@@ -67,27 +67,31 @@ def check_form(p: Tensor, master: bool) -> None:
 def zero_maxima(p: Tensor) -> Tensor:
     """Zeros for the absolute maxima of the 8-bit moments of p: float32 [blocks].
 
-    Of a DTensor they are a DTensor [shards, blocks of the largest shard], of which each rank has the row of its own
-    blocks: a checkpoint would take a plain tensor for the same on all ranks, and keep one rank's.
+    Of a DTensor they are a DTensor [shards of each dimension of p, blocks of the largest shard], of which each rank
+    has its own blocks: a checkpoint would take a plain tensor for the same on all ranks, and keep one rank's.
     """
     if not hasattr(p, "to_local"):
         return torch.zeros(-(-p.numel() // BLOCK), device=p.device)
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    mesh, largest, shards = p.device_mesh, list(p.shape), 1
-    for size, placement in zip(mesh.shape, p.placements, strict=True):
+    shards, largest = [1] * p.ndim, list(p.shape)
+    for size, placement in zip(p.device_mesh.shape, p.placements, strict=True):
         if not placement.is_replicate():
-            largest[placement.dim], shards = -(-largest[placement.dim] // size), shards * size
-    blocks = -(-math.prod(largest) // BLOCK)
-    placements = [Replicate() if placement.is_replicate() else Shard(0) for placement in p.placements]
-    own = torch.zeros(1, blocks, device=local(p).device)
-    return DTensor.from_local(own, mesh, placements, run_check=False, shape=(shards, blocks), stride=(blocks, 1))
+            shards[placement.dim] *= size
+            largest[placement.dim] = -(-largest[placement.dim] // size)
+    shape = torch.Size([*shards, -(-math.prod(largest) // BLOCK)])
+    own = torch.zeros((1,) * p.ndim + shape[-1:], device=local(p).device)
+    placements = [Replicate() if placement.is_replicate() else Shard(placement.dim) for placement in p.placements]
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(own, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def own_maxima(state: Mapping[str, Tensor], name: str, p: Tensor) -> Tensor | None:
     """The maxima of this rank's blocks, [blocks]; None where moments are not in 8 bits."""
     maxima = state.get(name)
-    return maxima if maxima is None or maxima is local(maxima) else local(maxima)[0, : -(-local(p).numel() // BLOCK)]
+    if maxima is None or not hasattr(maxima, "to_local"):
+        return maxima
+    return maxima.to_local().view(-1)[: -(-local(p).numel() // BLOCK)]
 
 
 def restored(saved: Mapping[str, Any], p: Tensor, name: Any, moments: str, master: bool) -> dict[str, Any]:

@@ -11,35 +11,13 @@ import sys
 
 import pytest
 import torch
+from steps import KINDS, give_gradients, parameters, run
 from torch import nn
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.slices import kept
 from slicetune.engine.slices.optim import SparseColumnAdamW, clip_factor, write_back
 from slicetune.kernels.common.dispatch import INTERPRET
-
-KINDS = [
-    (torch.float32, {}),
-    (torch.float64, {}),
-    (torch.bfloat16, {}),
-    (torch.float16, {}),
-    (torch.bfloat16, {"master": False}),
-    (torch.float32, {"moments": "8bit"}),
-    (torch.bfloat16, {"moments": "8bit", "master": False, "seed": 3}),
-]
-
-
-def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
-    g = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in ((7, 33), (5,), (4, 256), ())]
-
-
-def give_gradients(step: int, *lists: list[nn.Parameter]) -> None:
-    """The same gradients to the parameters of each list."""
-    for params in lists:
-        g = torch.Generator().manual_seed(step)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> bool:
@@ -48,12 +26,6 @@ def same(got: torch.Tensor, want: torch.Tensor) -> bool:
         return torch.equal(got, want)
     relative = 2**-7 if got.dtype == torch.bfloat16 else 2e-5
     return torch.allclose(got.double(), want.double(), rtol=relative, atol=1e-6)
-
-
-def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: range) -> None:
-    for step in steps:
-        give_gradients(step, params)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
