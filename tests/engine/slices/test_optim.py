@@ -11,21 +11,13 @@ import sys
 
 import pytest
 import torch
-from steps import KINDS, give_gradients, parameters, run
+from steps import KINDS, give_gradients, parameters, run, same
 from torch import nn
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.slices import kept
 from slicetune.engine.slices.optim import SparseColumnAdamW, clip_factor, write_back
 from slicetune.kernels.common.dispatch import INTERPRET
-
-
-def same(got: torch.Tensor, want: torch.Tensor) -> bool:
-    """To the bit; by the kernels, in the interpreter, to rounding, which cuts bfloat16 off there."""
-    if not INTERPRET:
-        return torch.equal(got, want)
-    relative = 2**-7 if got.dtype == torch.bfloat16 else 2e-5
-    return torch.allclose(got.double(), want.double(), rtol=relative, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
