@@ -35,7 +35,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     params: parameters or groups. A group may set lr, betas, eps, weight_decay, and `active`: a group with
     `active=False` is skipped whole, so its values, moments and step count stay, but its (zero) state exists. Other keys
     are kept as they are.
-    moments: "float32", or "8bit": codes of one byte with an absolute maximum for each 256 elements.
+    moments: "float32", or "8bit": codes of one byte with an absolute maximum for each 256 elements. Those of FSDP2
+    shards load into as many shards alone: blocks end where shards do.
     master: keep float32 values for bfloat16 and float16 parameters. Without it bfloat16 ones are rounded at random
     (unbiased, the same bits on every rank for the same `seed`).
 
