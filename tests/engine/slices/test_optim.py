@@ -283,6 +283,12 @@ for options in ({}, {"moments": "8bit"}):
             optimizer.step(grad_scale=clip_factor([p], 1.0)[0])
     assert torch.equal(plain, shard.to_local())
     assert isinstance(pair[1].state[shard]["exp_avg"], DTensor)
+    try:
+        pair[1].load_state_dict(pair[0].state_dict())
+    except ValueError as error:
+        assert "exp_avg is not sharded as the parameter" in str(error), error
+    else:
+        raise AssertionError("a whole state was taken for a shard's")
 dist.destroy_process_group()
 """
     plain = {**os.environ, "SLICETUNE_KERNELS": "auto", "TRITON_INTERPRET": "0"}

@@ -47,7 +47,7 @@ SCHEDULERS = {
     "in turn": in_turn,
     "in turn, polynomial": warm_then_polynomial,
     "chained": lambda o: rates.ChainedScheduler([rates.ConstantLR(o, 0.3, 4), rates.ExponentialLR(o, 0.9)]),
-    "chained, plateau": lambda o: rates.ChainedScheduler([rates.LinearLR(o, 0.5), rates.StepLR(o, 2)]),
+    "chained, step": lambda o: rates.ChainedScheduler([rates.LinearLR(o, 0.5), rates.StepLR(o, 2)]),
 }
 
 
