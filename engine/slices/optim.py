@@ -39,8 +39,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     master: keep float32 values for bfloat16 and float16 parameters. Without it bfloat16 ones are rounded at random
     (unbiased, the same bits on every rank for the same `seed`).
 
-    Copy or pickle `(model, optimizer)` together: a deepcopy of the optimizer alone has parameters of no model and
-    writes into no weight, a pickle of it alone carries weights of its own.
+    Copy or pickle `(model, optimizer)` together: a copy of the optimizer alone has parameters of no model, and writes
+    into no weight.
 
     Raises UserError, a ValueError, for settings out of range; for options of torch.optim.AdamW that are not done here
     (state.py) where they are on; for complex and integer parameters; for float16 ones without a master.
@@ -209,8 +209,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
 def write_back(params) -> None:
     """Write each slice (a parameter with `slice_of`) into its weight; parameters without it are left alone."""
     for p in params:
-        if hasattr(p, "slice_of"):
-            weight, index, axis = p.slice_of
+        weight, index, axis = getattr(p, "slice_of", (None, None, 0))
+        if weight is not None:
             scatter(p.detach(), weight.detach(), index, axis)
 
 

@@ -1,5 +1,5 @@
-"""What SparseColumnAdamW takes, a group's values and a parameter's type, and what it keeps of a parameter: made anew, or
-taken from what was saved. Next: optim.py.
+"""What SparseColumnAdamW takes, values of groups and types of parameters, and what it keeps of a parameter: made anew,
+or taken from what was saved. Next: optim.py.
 
 - step: float32, of no dimension, on the CPU.
 - exp_avg, exp_avg_sq: shaped as the parameter; float32 (float64 for float64 ones), or int8 and uint8 codes.
