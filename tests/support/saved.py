@@ -80,16 +80,21 @@ def distance(live: nn.Module, saved: str | Path | dict[str, Tensor]) -> tuple[fl
         return float((logits(loaded(saved)) - now).abs().max()), float((logits(toys.model()) - now).abs().max())
 
 
-def two_ranks(how: str, kind: str, opt: str, out: str) -> tuple[float, float] | None:
-    """Train under a wrapper and save in its way; first rank: `distance`, of the others None. `how`: wrapper.way."""
+def two_ranks(how: str, kind: str, opt: str, out: str) -> tuple[float, float, float] | None:
+    """Train under a wrapper and save in its way; `how`: wrapper.way.
+
+    First rank: `distance`, and how far the live model is from one that was trained in one process; of the others None.
+    """
     wrapper, _, way = how.partition(".")
     model, params = sliced(kind, model=_partitioned() if wrapper == "early3" else None)
     live, saved = (_fsdp2 if wrapper == "fsdp2" else _deepspeed)(model, params, wrapper, way, opt, Path(out))
     now = logits(live)
     if torch.distributed.get_rank():
         return None
-    with torch.no_grad():
-        return float((logits(loaded(saved)) - now).abs().max()), float((logits(toys.model()) - now).abs().max())
+    alone, params = sliced(kind)
+    steps(alone, optimizer(opt, params))
+    away, moved, apart = (float((logits(m) - now).abs().max()) for m in (loaded(saved), toys.model(), alone))
+    return away, moved, apart
 
 
 def _partitioned() -> nn.Module:
