@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import WORK, truth
+from shared import WORK, row, truth, zero_row
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -89,24 +89,27 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def saved(model: nn.Module, folder: str | Path) -> tuple[float, float]:
-    """Logits of a saved folder against the live model's, and how far the live model's are from the base's.
+def compared(what: str, live: Tensor, other: nn.Module, note: str = "", allowed: float = 0.0) -> None:
+    """A row: the logits of another model against the live one's, beside how far those are from the base's."""
+    dtype = next(other.parameters()).dtype
+    moved = distance(live, logits(plain(known()["base"], dtype)))
+    zero_row(what, distance(live, logits(other)), moved, allowed, note)
+
+
+def saved(what: str, model: nn.Module, folder: str | Path) -> None:
+    """A row: a saved Hugging Face folder against the live model.
 
     Saved before this is called: the live model's forward may write what a step has left unwritten.
     """
     dtype = next(model.parameters()).dtype
-    live = logits(model)
-    return distance(live, logits(plain(folder, dtype))), distance(live, logits(plain(known()["base"], dtype)))
+    again, about = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    unknown, missing = len(about["unexpected_keys"]), len(about["missing_keys"])
+    compared(what, logits(model), again.eval(), f"; {unknown} unknown keys, {missing} missing")
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
     """A plain Hugging Face folder of the live model."""
-    if hasattr(ffn, "save"):
-        ffn.save(model, folder)
-    else:
-        import copy
-
-        slices.merge(copy.deepcopy(model)).save_pretrained(folder)
+    ffn.save(model, folder)
 
 
 def state(params: list[nn.Parameter]) -> list[Tensor]:
@@ -114,9 +117,10 @@ def state(params: list[nn.Parameter]) -> list[Tensor]:
     return [p.detach().clone() for p in params]
 
 
-def same(a: list[Tensor], b: list[Tensor]) -> float:
-    """The largest difference of two states."""
-    return max(distance(x.float(), y.float()) for x, y in zip(a, b, strict=True))
+def same_row(what: str, a: list[Tensor], b: list[Tensor]) -> None:
+    """A row: two trained states, which are to be equal bit for bit."""
+    largest = max(distance(x.float(), y.float()) for x, y in zip(a, b, strict=True))
+    row(what, f"largest difference of trained weights {largest:.3g}", largest == 0)
 
 
 def settings(**values: Any) -> dict[str, Any]:

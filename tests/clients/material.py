@@ -7,7 +7,7 @@ material.py WORK, where the runs lie. Leaves WORK/own, WORK/one_rank and WORK/tr
     tokens     by model, greedy tokens          models     by model, its folder
     lessons    token ids and labels of training sentences
     texts      the same as prompt and completion
-    references what the prompts' sentences mean
+    references their translations, as text
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import loops
 import torch
-from shared import WORK, cut, finish, row, zero_row
+from shared import WORK, cut, finish, row
 from torch import Tensor, nn
 
 from slicetune.engine.common.checkpoint import masters
@@ -53,6 +53,7 @@ def described(job: Job) -> dict[str, Any]:
     """All of truth.json but the tokens."""
     wording = prompts.resolve(job.config.data, job.config.seed)
     tests = [pair for pairs in job.tests().values() for pair in pairs[:EACH]]
+    whole = [prompts.encode(job.tokenizer, wording, pair) for pair in tests]
     examples = job.examples("train", 40)
     decode = job.tokenizer.decode
     return {
@@ -65,7 +66,7 @@ def described(job: Job) -> dict[str, Any]:
         "end": end_tokens(job.base),
         "new": NEW,
         "prompts": [prompts.encode(job.tokenizer, wording, pair, with_target=False)[0] for pair in tests],
-        "references": [pair.target for pair in tests],
+        "references": [decode(ids[start:], skip_special_tokens=True) for ids, start in whole],
         "lessons": [{"ids": e.input_ids, "start": e.target_start} for e in examples],
         "texts": [
             {"prompt": decode(e.input_ids[: e.target_start]), "completion": decode(e.input_ids[e.target_start :])}
@@ -94,7 +95,7 @@ def live_of_run() -> None:
     model, _ = loops.attached()
     for name, value in masters(chosen(WORK / "run")).items():
         model.get_parameter(name).copy_(value)
-    zero_row("run: model/ against the trained slices", *loops.saved(model, WORK / "run" / "model"))
+    loops.saved("run: model/ against the trained slices", model, WORK / "run" / "model")
 
 
 def own_loop(tokenizer: Any) -> None:
@@ -107,7 +108,7 @@ def own_loop(tokenizer: Any) -> None:
         optimizer.zero_grad()
     loops.save(model, WORK / "own")
     tokenizer.save_pretrained(WORK / "own")
-    zero_row("own loop: the saved folder against the live model", *loops.saved(model, WORK / "own"))
+    loops.saved("own loop: the saved folder against the live model", model, WORK / "own")
 
 
 @torch.no_grad()

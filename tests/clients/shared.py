@@ -36,10 +36,10 @@ def tokens_row(what: str, got: Sequence[Sequence[int]], system: str) -> None:
     row(what, f"{same} of {len(pairs)} translations equal ({count} tokens)", same == len(pairs))
 
 
-def zero_row(what: str, difference: float, moved: float, allowed: float = 0.0) -> None:
+def zero_row(what: str, difference: float, moved: float, allowed: float = 0.0, note: str = "") -> None:
     """A largest difference of logits, beside how far training has moved them."""
     good = difference <= allowed and moved > 0
-    row(what, f"largest difference of logits {difference:.3g} (training moved them by {moved:.3g})", good)
+    row(what, f"largest difference of logits {difference:.3g} (training moved them by {moved:.3g}){note}", good)
 
 
 def cut(ids: Sequence[int], end: Sequence[int]) -> list[int]:
