@@ -21,9 +21,9 @@ from slicetune.engine.models import attention, sites
 from slicetune.engine.models.shapes import ModelShape
 from slicetune.engine.scoring.loss import target_losses
 from slicetune.engine.slices import ffn
-from slicetune.engine.slices.linear import leave_to_optimizer
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.slices.written import leave_to_optimizer
 from slicetune.engine.training.compiled import compile_blocks
 
 LR = 1e-5

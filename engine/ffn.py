@@ -1,5 +1,5 @@
-"""Chosen neurons, trainable in a model of your own: `ffn.attach(model, neurons)`."""
+"""Chosen neurons, trainable in a model of your own: `ffn.attach(model, neurons)`, `ffn.save(model, folder)`."""
 
-from .slices.ffn import attach
+from .slices.ffn import attach, save
 
-__all__ = ["attach"]
+__all__ = ["attach", "save"]

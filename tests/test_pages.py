@@ -30,7 +30,7 @@ from slicetune.engine.run.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("engine/*/README.md"), *ROOT.glob("[krb]*/README.md")})
-HARMLESS = ("hf", "source", "export")
+HARMLESS = ("hf", "source", "export", "vllm")
 """Programs that are not ours."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

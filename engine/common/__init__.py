@@ -1,1 +1,3 @@
 """What every room stands on: errors, ranks, signals, settings, files."""
+
+__version__ = "0.1.0"

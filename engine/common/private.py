@@ -69,6 +69,11 @@ def no_inference_extension(deepspeed: Any) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def zero3_leaf(module: nn.Module) -> None:
+    """Let ZeRO-3 gather a module's children together with it, as deepspeed.utils.set_z3_leaf_module does."""
+    module._z3_leaf = True
+
+
 def link_states(optimizer: Any) -> None:
     """Link the optimizer's state to the parameters now.
 

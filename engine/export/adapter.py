@@ -20,8 +20,8 @@ from ..common.files import whole_folder
 from ..methods.lora import Lora
 from . import delta
 
-VLLM_RANK = 512
-"""The largest rank that vLLM serves."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank: it must be no less than an adapter's largest rank."""
 PREFIX = "base_model.model."
 """What PEFT puts before a module's name."""
 
@@ -50,11 +50,14 @@ def write(delta_dir: Path, base: str, out: Path, own_ranks: bool) -> None:
 
 
 def write_lora(method: Lora, tensors: dict[str, Tensor], base: str, out: Path) -> None:
-    """The adapter of a LoRA run: the fp32 masters of a checkpoint, under PEFT's names."""
+    """The adapter of a LoRA run: the fp32 masters of a checkpoint, under PEFT's names. Prints the size first."""
     trained = masters(tensors)
     named = {PREFIX + name.replace(".default", ""): value for name, value in trained.items()}
     named = {name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): v for name, v in named.items()}
     modules = [name.removesuffix(".lora_A.default.weight") for name in trained if ".lora_A." in name]
+    pairs = [(named[f"{PREFIX}{name}.lora_A.weight"], named[f"{PREFIX}{name}.lora_B.weight"]) for name in modules]
+    layers = {name: (len(a), [len(b), a.shape[1]]) for name, (a, b) in zip(modules, pairs, strict=True)}
+    print(size_line(layers, method.magnitude), flush=True)
     settings = {"r": method.rank, "lora_alpha": method.alpha, "use_dora": method.magnitude}
     _save(named, out, base, settings | {"target_modules": modules})
 
@@ -71,14 +74,16 @@ def factors(axis: str, part: dict[str, Tensor], shape: list[int], rank: int) -> 
     return a, b
 
 
-def size_line(layers: dict[str, tuple[int, list[int]]]) -> str:
-    """What an adapter of these (rank, weight's shape) will weigh, and what vLLM says to it."""
+def size_line(layers: dict[str, tuple[int, list[int]]], dora: bool = False) -> str:
+    """What an adapter of these (rank, weight's shape) will weigh, and how vLLM serves it."""
     values = sum(rank * sum(shape) for rank, shape in layers.values())
     largest = max(rank for rank, _ in layers.values())
-    line = f"adapter: {len(layers)} layers, largest rank {largest}, {4 * values / 1e6:.1f} MB"
-    if largest > VLLM_RANK:
-        line += f"; vLLM refuses ranks above {VLLM_RANK}: PEFT loads it, for vLLM use model/"
-    return line
+    line = f"adapter: {len(layers)} layers, largest rank {largest}, {4 * values / 1e6:.1f} MB; "
+    if dora:
+        return line + "vLLM has no DoRA: PEFT loads it, for vLLM use model/"
+    if largest > VLLM_RANKS[-1]:
+        return line + f"vLLM refuses ranks above {VLLM_RANKS[-1]}: PEFT loads it, for vLLM use model/"
+    return line + f"vLLM serves it with --max-lora-rank {next(rank for rank in VLLM_RANKS if rank >= largest)}"
 
 
 def _save(tensors: dict[str, Tensor], out: Path, base: str, settings: dict[str, Any]) -> None:

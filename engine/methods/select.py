@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 
+from ..common import __version__
 from ..common.errors import UserError
 from ..models.shapes import ModelShape
 from ..scoring.statistics import Statistics
@@ -53,6 +54,7 @@ def select(
         what = "statistics.safetensors of a scoring pass" if method.scores else "the model, --model"
         raise UserError(f"{method.kind} needs {what}")
     neurons, notes = method.select(statistics, shape or shape_of(statistics), seed)
+    neurons.provenance["slicetune"] = __version__
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return neurons

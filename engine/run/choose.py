@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..common import distributed
+from ..common import __version__, distributed
 from ..common.errors import UserError
 from ..common.settings import fingerprint
 from ..data import tokens
@@ -108,7 +108,7 @@ def select(method: Method, out: Path, shape: ModelShape, seed: int, identity: di
     else:
         stats = Statistics.load(out / method.statistics_file) if method.scores else None
         chosen, notes = method.select(stats, shape, seed)
-    chosen.provenance["run"] = identity
+    chosen.provenance |= {"slicetune": __version__, "run": identity}
     print(chosen.describe(), flush=True)
     for note in notes:
         print(f"warning: {note}", flush=True)

@@ -75,8 +75,10 @@ class Job(Inputs):
 
     @property
     def base_name(self) -> str:
-        """What an adapter names as its base: --model.path, or the Llama that a Baichuan2 was converted to."""
-        return str(self.base) if self.base.name.startswith(baichuan.PREFIX) else self.config.model.path
+        """What an adapter names as its base: a hub id, or the folder that was read, found from everywhere."""
+        name = load.resolve(self.config.model.path)
+        local = Path(name).is_dir() or self.base.name.startswith(baichuan.PREFIX)
+        return str(self.base.resolve()) if local else name
 
     def examples(self, split: str, limit: int, only: Sequence[str] = ()) -> list[Example]:
         """Tokenised sentences of the seen domains of each direction, or of those; what was dropped is printed."""

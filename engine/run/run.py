@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..common import distributed
+from ..common import __version__, distributed
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.settings import kept, of_stage
@@ -172,7 +172,7 @@ class Run:
         results.write_sides(self.out, tests)
         found = results.scores(self.out, job.directions, job.systems, tests, c.evaluate.smooth)
         found |= results.training(self.out)
-        about: dict[str, Any] = {"method": c.method.kind, "model": c.model.path}
+        about: dict[str, Any] = {"slicetune": __version__, "method": c.method.kind, "model": c.model.path}
         about |= {"train_sentences": c.train_sentences} if c.method.trains else {}
         about |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
         return measure.write_results(self.out, found, comet_said, about)

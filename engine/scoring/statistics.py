@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from ...kernels.common.dispatch import use_triton
 from ...kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, Into, accumulate, add_scores, add_units, bins
-from ..common import distributed, sealed
+from ..common import __version__, distributed, sealed
 from ..common.errors import UserError
 
 FORMAT = "slicetune.statistics"
@@ -182,6 +182,7 @@ class Statistics:
         about = {"groups": self.groups, "lowest_octave": self.lowest_octave, "layers": self.layers}
         about |= {"widths": self.widths, "fan_in": self.fan_in, "intermediate": self.intermediate}
         metadata = {"format": FORMAT, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
+        metadata["slicetune"] = __version__
         sealed.write(Path(path), self._small() | counts, metadata, dict.fromkeys(counts, narrow))
 
     @classmethod

@@ -1,19 +1,25 @@
 """The FFNs of a model: found by structure, fused, and with chosen slices to train.
 
 `attach` is the one call that makes any Hugging Face model train a NeuronSet, in the engine or in somebody's own
-Trainer, Accelerate, DDP or FSDP2 loop. fused.py has the FFN as one function.
+Trainer, Accelerate, DDP, FSDP2 or DeepSpeed loop. `save` writes the trained model as a plain one, `merge` makes it one.
+fused.py has the FFN as one function.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..models.sites import find_ffns
+from ..common.files import MODE
+from ..models.sites import FFNSite, find_ffns
 from .fused import FusedFFN
-from .linear import SliceLinear, set_submodule
+from .linear import SliceLinear, refuse_slices, set_submodule, slice_linear
+from .written import gathered, is_sharded
 
 
 def fuse(model: nn.Module, recompute: bool = False) -> list[FusedFFN]:
@@ -29,26 +35,110 @@ def fuse(model: nn.Module, recompute: bool = False) -> list[FusedFFN]:
 def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.Parameter]:
     """Freeze `model` and make the slices of a NeuronSet trainable, in place; returns the parameters to optimise.
 
-    Use it like PEFT's get_peft_model, with any trainer or wrapper; `slices.merge(model)` gives plain layers back.
-    Raises UserError if the set was made for another model.
+    Use it like PEFT's get_peft_model, before a trainer or wrapper takes the model: FSDP2, DDP, DeepSpeed. Its
+    `state_dict()` is the trained model at any time; `save` writes it as a plain one, `slices.merge(model)` makes it
+    one. Raises UserError if the set was made for another model, and if the model trains slices already.
     """
+    refuse_slices(model)
+    sites = find_ffns(model)
+    if len(sites) != neurons.layers:
+        raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(sites)}")
+    for site in sites:
+        _check_site(site, neurons)
     model.requires_grad_(False)
     fused = fuse(model, recompute)
-    if len(fused) != neurons.layers:
-        raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(fused)}")
     chosen: dict[tuple[int, str], dict[str, Tensor]] = {}
     for (layer, role, axis), index in neurons.slices.items():
         if len(index):
             chosen.setdefault((layer, role), {})["rows" if axis == "row" else "columns"] = index
     params: list[nn.Parameter] = []
     for (layer, role), index in sorted(chosen.items()):
-        ffn = fused[layer]
-        linear = ffn.projection(role)
-        if linear.out_features != neurons.widths[role]:
-            raise UserError(
-                f"the neuron set's {role} has {neurons.widths[role]} rows, the model's {linear.out_features}"
-            )
-        sliced = SliceLinear(linear, **index)
-        setattr(ffn, ffn.roles[role], sliced)
-        params += sliced.trainable()
+        params += slice_linear(fused[layer], fused[layer].roles[role], **index).trainable()
     return params
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Make the model plain again, in place, with the trained values; returns it.
+
+    Its own FFNs and linear layers come back, the objects that `attach` or `slice_linears` took out, so hooks, PEFT,
+    tracing and quantisation work as before. They stay frozen: `model.requires_grad_(True)` trains all of it. Raises
+    UserError where the weights are sharded: there `ffn.save` writes the model.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, SliceLinear | FusedFFN)]
+    if any(is_sharded(p) or hasattr(p, "ds_id") for _, module in found for p in module.parameters()):
+        raise UserError("the model's weights are sharded: ffn.save(model, folder) writes it as a plain one")
+    for name, module in found:
+        if not name:
+            return module.plain()
+        if model.get_submodule(name) is module:  # the layers of an FFN have gone with it
+            set_submodule(model, name, module.plain())
+    return model
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the trained model as a plain Hugging Face folder: every program loads it as it loads the base model.
+
+    The model goes on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
+    sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
+    model without `save_pretrained`, and for one that PEFT wraps.
+    """
+    model = unwrapped(model)
+    if hasattr(model, "peft_config"):
+        raise UserError("the model has PEFT's adapters: merge them first (model.merge_and_unload())")
+    if not hasattr(model, "save_pretrained"):
+        raise UserError(f"{type(model).__name__} has no save_pretrained: slices.merge(model) makes its layers plain")
+    tensors = plain_state(model)
+    if _first_rank():
+        model.save_pretrained(folder, state_dict=tensors)
+        for file in Path(folder).glob("*.safetensors"):
+            file.chmod(MODE)  # safetensors' writer lets nobody else read its files
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, a DeepSpeed engine, Accelerate's wrappers or torch.compile."""
+    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
+        model = inner
+    return model
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the model as a plain one: trained values, whole, no slice parameters.
+
+    Where the weights are sharded it is a collective; whole tensors are then on the CPU of the first rank, and the
+    others get an empty dict.
+    """
+    own = {
+        f"{name}.{slot}"
+        for name, module in model.named_modules()
+        if isinstance(module, SliceLinear)
+        for slot in ("rows", "columns", "bias_rows")
+    }
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in own}
+    if not any(is_sharded(tensor) or hasattr(tensor, "ds_id") for tensor in state.values()):
+        return {name: tensor.detach() for name, tensor in state.items()}
+    whole: dict[int, Tensor | None] = {}
+    for tensor in state.values():
+        if id(tensor) not in whole:  # a tied tensor once
+            with gathered([tensor]), torch.no_grad():
+                value = tensor.full_tensor() if is_sharded(tensor) else tensor
+                whole[id(tensor)] = value.detach().cpu().clone() if _first_rank() else None
+    return {name: whole[id(tensor)] for name, tensor in state.items()} if _first_rank() else {}
+
+
+def _first_rank() -> bool:
+    return not (
+        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
+    )
+
+
+def _check_site(site: FFNSite, neurons: Any) -> None:
+    """Raises UserError where an FFN is not of the neuron set's shape."""
+    if site.projections.keys() != neurons.widths.keys():
+        names = " ".join(neurons.widths), " ".join(site.projections)
+        raise UserError(f"the neuron set is of FFNs with {names[0]}, the model's have {names[1]}: choose neurons of it")
+    for role, child in site.projections.items():
+        linear = getattr(site.module, child)
+        ours, its = (neurons.widths[role], neurons.fan_in[role]), (linear.out_features, linear.in_features)
+        if ours != its:
+            shapes = [f"{rows} rows of {width}" for rows, width in (ours, its)]
+            raise UserError(f"the neuron set's {role} has {shapes[0]}, the model's {shapes[1]}: choose neurons of it")

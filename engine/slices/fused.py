@@ -23,9 +23,11 @@ from ...kernels.gated.op import gated_backward, gated_forward
 from ...kernels.plain.op import plain_backward, plain_forward
 from ...kernels.slice_gradient import compact_gradient
 from ...kernels.tap import tap as product_sums
+from ..common.private import zero3_leaf
 from ..models.sites import FFNSite
 from .linear import SliceLinear, cast_for_autocast
 from .traced import for_compiler, traced
+from .written import input_with_gradient
 
 
 class Tap(Protocol):
@@ -54,9 +56,19 @@ class FusedFFN(nn.Module):
         self.training = site.module.training
         for child in site.projections.values():
             setattr(self, child, getattr(site.module, child))
+        self.__dict__["original"] = site.module  # not a child of this module: `plain` gives it back
+        zero3_leaf(self)  # it reads its children's weights itself: ZeRO-3 gathers them together with it
+        self.register_forward_pre_hook(input_with_gradient)
 
     def projection(self, role: str) -> nn.Linear | SliceLinear:
         return getattr(self, self.roles[role])
+
+    def plain(self) -> nn.Module:
+        """The model's own FFN again, with the trained values."""
+        for child in self.roles.values():
+            layer = getattr(self, child)
+            setattr(self.original, child, layer.plain() if isinstance(layer, SliceLinear) else layer)
+        return self.original.train(self.training)
 
     def linears(self) -> list[nn.Linear | SliceLinear]:
         return [self.projection(role) for role in self.roles]

@@ -13,24 +13,27 @@ Needs torch alone. Next: fused.py, which makes one FFN of three of these.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.adamw.op import Writes
 from ...kernels.common.outputs import wide
 from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from ..common.errors import UserError
+from .written import gathered, input_with_gradient, is_partitioned, is_sharded, keep_current
+
+BOTH = "a linear layer cannot train rows and columns at once: the weights where they cross would have two owners"
 
 
 class SliceLinear(nn.Module):
     """A linear layer whose `rows` [k, in] and `columns` [k, out] are trained and whose weight [out, in] is frozen.
 
     Row j of the weight is output channel j (the papers' column, they write W as in × out); its bias entry belongs to
-    it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen: the weights where they
-    cross would have two owners.
+    it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen.
     """
 
     left = False
@@ -39,7 +42,8 @@ class SliceLinear(nn.Module):
     def __init__(self, linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
         super().__init__()
         if rows is not None and columns is not None:
-            raise UserError("a linear layer cannot train rows and columns at once: the weights where they cross")
+            raise UserError(BOTH)
+        _check_weight(linear)
         self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.weight.requires_grad_(False)
@@ -47,21 +51,46 @@ class SliceLinear(nn.Module):
             self.bias.requires_grad_(False)
         self.row_index = self.column_index = None
         self.rows = self.columns = self.bias_rows = None
-        if rows is not None:
-            self._own("row_index", checked_index(rows, self.out_features, "row"))
-            self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
-            if self.bias is not None:
-                self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
-        if columns is not None:
-            self._own("column_index", checked_index(columns, self.in_features, "column"))
-            self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
-        self._link()
+        with gathered([self.weight, self.bias]):
+            self._own_rows(rows)
+            self._own_columns(columns)
+        self.__dict__["original"] = linear  # not a child of this layer: `plain` gives it back
+        self.link()
+        keep_current(self)
+        self.register_forward_pre_hook(input_with_gradient)
+
+    def _own_rows(self, rows: Tensor | None) -> None:
+        if rows is None:
+            return
+        self._own("row_index", checked_index(rows, self.out_features, "row"))
+        self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
+        if self.bias is not None:
+            self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
+
+    def _own_columns(self, columns: Tensor | None) -> None:
+        if columns is None:
+            return
+        self._own("column_index", checked_index(columns, self.in_features, "column"))
+        self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
 
     def _own(self, name: str, index: Tensor) -> None:
         delattr(self, name)
         self.register_buffer(name, index.to(self.weight.device), persistent=False)
 
-    def _link(self) -> None:
+    def plain(self) -> nn.Linear:
+        """The layer that this one was made of, with the trained values. It holds the weight from now on."""
+        self.refresh()
+        self.original.weight, self.original.bias = self.weight, self.bias
+        return self.original.train(self.training)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module. DeepSpeed's ZeRO-3 saves a layer by it, gathered: its weight must be written by then."""
+        found = list(super().named_parameters(*args, **kwargs))
+        if all(hasattr(p, "ds_id") and not is_partitioned(p) for _, p in found):
+            self.refresh()
+        return iter(found)
+
+    def link(self) -> None:
         """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
         if self.rows is not None:
             self.rows.slice_of = (self.weight, self.row_index, 0)
@@ -79,11 +108,11 @@ class SliceLinear(nn.Module):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._link()  # a copied or loaded parameter has no attributes
+        self.link()  # a copied or loaded parameter has no attributes
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        self._link()  # .to(device) makes new buffers
+        self.link()  # .to(device) makes new buffers
         return self
 
     def trainable(self) -> list[nn.Parameter]:
@@ -196,66 +225,67 @@ def slice_linears(
 ) -> list[nn.Parameter]:
     """Freeze `model` and make the named rows and columns of its `nn.Linear` layers trainable, in place.
 
-    Returns the new parameters, to be given to an optimizer. Raises UserError for a name that is no `nn.Linear` or an
-    index outside the layer.
+    Returns the new parameters, to be given to an optimizer; `slices.merge(model)` gives the plain layers back. Raises
+    UserError for a name that is no `nn.Linear`, an index outside the layer, and a model that trains slices already.
     """
+    refuse_slices(model)
+    rows, columns = rows or {}, columns or {}
+    if twice := rows.keys() & columns.keys():
+        raise UserError(f"{min(twice)}: {BOTH}")
+    named = [(name, axis, index) for axis, own in (("rows", rows), ("columns", columns)) for name, index in own.items()]
+    chosen = [(name, axis, _index_in(model, name, axis, index)) for name, axis, index in named]
     model.requires_grad_(False)
     params: list[nn.Parameter] = []
-    for chosen, axis in ((rows or {}, "rows"), (columns or {}, "columns")):
-        for name, index in chosen.items():
-            linear = model.get_submodule(name)
-            if not isinstance(linear, nn.Linear):
-                raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer once")
-            sliced = SliceLinear(linear, **{axis: torch.as_tensor(index, dtype=torch.int64)})
-            set_submodule(model, name, sliced)
-            params += sliced.trainable()
+    for name, axis, index in chosen:
+        params += slice_linear(model, name, **{axis: index}).trainable()
     return params
 
 
-def merge(model: nn.Module) -> nn.Module:
-    """Put every SliceLinear back as an `nn.Linear` that holds the trained values, in place; returns the model."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SliceLinear):
-            module.refresh()
-            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            linear.weight, linear.bias = module.weight, module.bias
-            set_submodule(model, name, linear)
-    return model
+def slice_linear(model: nn.Module, name: str, **index: Tensor) -> SliceLinear:
+    """Put a SliceLinear in the place of the layer `name`, which loses its weight to it."""
+    linear = model.get_submodule(name)
+    sliced = SliceLinear(linear, **index)
+    # A wrapper that shards the model, FSDP2 for one, can free the weight only where nobody else holds it.
+    linear.weight = linear.bias = None
+    set_submodule(model, name, sliced)
+    return sliced
 
 
-class Written:
-    """Writes all slices of a model into their weights, in one launch on a GPU: call it after every optimizer step."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = [m for m in model.modules() if hasattr(m, "before_forward")]
-        self.linked: list[object] = []
-        self.writes = Writes([])
-
-    def __call__(self) -> None:
-        linked = [layer.linked for layer in self.layers]
-        if linked != self.linked:
-            parts = [(p, getattr(m, name), index, axis) for m in self.layers for p, name, axis, index in m.slices()]
-            self.linked, self.writes = linked, Writes(parts)
-        self.writes()
-
-
-def leave_to_optimizer(model: nn.Module) -> Written:
-    """Let forwards and backwards leave the weights alone: whoever steps promises to write the slices into them.
-
-    Without it every forward writes them, since any optimizer may have stepped. Writes them once and returns what does
-    it: call that after each step, or let SparseColumnAdamW, whose parameters are the slices themselves, do it. Not
-    for ZeRO-3 or FSDP, where a weight is gathered anew.
-    """
-    written = Written(model)
-    for layer in written.layers:
-        layer.left = True
-    written()
-    return written
+def refuse_slices(model: nn.Module) -> None:
+    """Raises UserError for a model that trains slices: other ones would freeze them, and their optimizer go on."""
+    found = [name for name, module in model.named_modules() if hasattr(module, "before_forward")]
+    if found:
+        raise UserError(
+            f"the model trains slices already ({found[0]}; {len(found)} layers): call slices.merge(model) first, which "
+            "keeps what they were trained to, and make a new optimizer"
+        )
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def _index_in(model: nn.Module, name: str, axis: str, index: Sequence[int] | Tensor) -> Tensor:
+    """The rows or columns of the layer `name` as int64. Raises UserError for what is not there."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        near = get_close_matches(name, [n for n, m in modules.items() if isinstance(m, nn.Linear)], 1, 0.0)
+        raise UserError(f"{name!r}: the model has no such layer" + "".join(f"; is it {other!r}?" for other in near))
+    if not isinstance(linear := modules[name], nn.Linear):
+        raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer")
+    _check_weight(linear)
+    size = linear.out_features if axis == "rows" else linear.in_features
+    return checked_index(torch.as_tensor(index, dtype=torch.int64), size, f"{name}: {axis[:-1]}")
+
+
+def _check_weight(linear: nn.Linear) -> None:
+    """Raises UserError for a weight of which no rows can be taken."""
+    if is_sharded(linear.weight):
+        raise UserError("the weights are sharded already: choose the slices first, then call fully_shard")
+    if not linear.weight.is_floating_point():
+        kind = f"{type(linear).__name__} of {linear.weight.dtype}"
+        raise UserError(f"{kind}: slices of quantised weights cannot be trained; load the model unquantised")
 
 
 def checked_index(index: Tensor, size: int, what: str) -> Tensor:

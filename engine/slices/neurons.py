@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common import __version__
 from ..common.errors import UserError
 from ..common.files import whole_file
 
@@ -180,6 +181,7 @@ class NeuronSet:
         """Writes safetensors: a tensor a (layer, projection, axis), named `3.gate.row`; renamed into place."""
         shape = {"layers": self.layers, "widths": self.widths, "fan_in": self.fan_in}
         metadata = {"format": FORMAT, "shape": json.dumps(shape), "provenance": json.dumps(self.provenance)}
+        metadata["slicetune"] = __version__
         metadata["fingerprint"] = self.fingerprint
         tensors = {_name(key): index.contiguous() for key, index in self.slices.items()}
         with whole_file(Path(path)) as unfinished:

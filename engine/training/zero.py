@@ -24,8 +24,8 @@ from ..data.batching import Batch
 from ..scoring.loss import Losses
 from ..slices.fused import FusedFFN
 from ..slices.groups import activate, optimizer_groups
-from ..slices.linear import leave_to_optimizer
 from ..slices.optim import SparseColumnAdamW
+from ..slices.written import leave_to_optimizer
 from .config import TrainConfig
 from .plan import Plan
 

@@ -16,8 +16,9 @@ import fake_gpu
 import torch
 from torch import Tensor, nn
 
-from slicetune.engine.slices.linear import leave_to_optimizer, slice_linears
+from slicetune.engine.slices.linear import slice_linears
 from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.slices.written import leave_to_optimizer
 from slicetune.kernels import histogram
 from slicetune.kernels.adamw.op import adamw_
 from slicetune.kernels.adamw.reference import Slice

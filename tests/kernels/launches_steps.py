@@ -23,9 +23,9 @@ from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.loss import target_losses, token_weights
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices import ffn
-from slicetune.engine.slices.linear import leave_to_optimizer
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.slices.written import leave_to_optimizer
 from slicetune.engine.training.guard import FiniteWatch
 from slicetune.kernels.common.outputs import buffer_of
 from slicetune.kernels.gated.op import gated_backward, gated_forward

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import saved
 import torch
 import toys
 from torch._dynamo.utils import counters
@@ -40,6 +41,8 @@ from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.optim import SparseColumnAdamW
 from slicetune.engine.training.plan import Plan
 from slicetune.engine.training.zero import ZeroEngine
+
+two_ranks = saved.two_ranks
 
 
 def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...common import distributed, sealed
+from ...common import __version__, distributed, sealed
 from ...common.errors import UserError
 from ...data.languages import languages_of
 from ...scoring.statistics import by_group
@@ -106,6 +106,7 @@ class Detection:
         self.provenance = dict(provenance if provenance is not None else self.provenance)
         about = {"pairs": self.pairs, **self.size}
         metadata = {"format": FORMAT, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
+        metadata["slicetune"] = __version__
         sealed.write(Path(path), self._tensors(), metadata)
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ....kernels.slice_gradient import compact_gradient
 from ...slices.linear import checked_index
+from ...slices.written import keep_current
 
 
 class OwnedLinear(nn.Module):
@@ -48,6 +49,7 @@ class OwnedLinear(nn.Module):
             self.rows[owner] = nn.Parameter(self.weight.detach()[index].clone())
             if self.bias is not None:
                 self.bias_rows[owner] = nn.Parameter(self.bias.detach()[index].clone())
+        keep_current(self)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in ("linked", "left")}
@@ -108,8 +110,12 @@ class OwnedLinear(nn.Module):
         device = self.weight.device
         self.owned = {owner: index.to(device) for owner, index in self.owned.items()}
         self.index = None if self.index is None else self.index.to(device)
-        self.linked = object()
+        self.link()
         return self
+
+    def link(self) -> None:
+        """Tensors have moved: whoever writes the slices looks where they lie now."""
+        self.linked = object()
 
     def extra_repr(self) -> str:
         kind = "columns" if self.axis else "rows"

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...common import sealed
+from ...common import __version__, sealed
 from ...common.errors import UserError
 from ...data.languages import languages_of
 
@@ -134,6 +134,7 @@ class Routes:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a sealed safetensors file, renamed into place."""
         metadata = {"format": FORMAT, "about": json.dumps(self._about()), "provenance": json.dumps(self.provenance)}
+        metadata["slicetune"] = __version__
         tensors = {name: getattr(self, name) for name in ("takes", "owner", "share")}
         sealed.write(Path(path), tensors, metadata)
 

@@ -119,8 +119,9 @@ def logits(model) -> torch.Tensor:
 
 def test_above_rank_512_vllm_is_named():
     assert "vLLM refuses ranks above 512" in adapter.size_line({"w": (513, [4096, 4096])})
-    assert "vLLM" not in adapter.size_line({"w": (512, [4096, 4096])})
-    assert "layers, largest rank 512, 16.8 MB" in adapter.size_line({"w": (512, [4096, 4096])})
+    line = "adapter: 1 layers, largest rank 512, 16.8 MB; vLLM serves it with --max-lora-rank 512"
+    assert adapter.size_line({"w": (512, [4096, 4096])}) == line
+    assert adapter.size_line({"w": (33, [8, 8]), "v": (2, [8, 8])}).endswith("--max-lora-rank 64")
 
 
 def test_a_trained_bias_is_no_adapter(tmp_path):

@@ -14,8 +14,8 @@ from slicetune.engine.common.errors import UserError
 from slicetune.engine.data.batching import pack, pad
 from slicetune.engine.models.sites import find_ffns
 from slicetune.engine.scoring.loss import target_losses
-from slicetune.engine.slices.ffn import attach, fuse
-from slicetune.engine.slices.linear import SliceLinear, _SliceLinear, merge, slice_linears
+from slicetune.engine.slices.ffn import attach, fuse, merge
+from slicetune.engine.slices.linear import SliceLinear, _SliceLinear, slice_linears
 from slicetune.engine.slices.neurons import NeuronSet
 
 ROWS, COLUMNS = torch.tensor([4, 0, 2]), torch.tensor([5, 1])
@@ -104,7 +104,8 @@ def test_merge_gives_plain_layers_with_the_trained_values():
         ({"0": [1, 1]}, None, "duplicates"),
         ({"0": []}, None, "non-empty"),
         ({"1": [0]}, None, "not an nn.Linear"),
-        ({"0": [1]}, {"0": [1]}, "not an nn.Linear"),
+        ({"0": [1]}, {"0": [1]}, "rows and columns at once"),
+        ({"2": [1]}, None, "'2': the model has no such layer; is it '0'?"),
     ],
 )
 def test_bad_slices_are_refused(rows, columns, message):
@@ -256,7 +257,7 @@ def test_compiles_without_a_graph_break():
 def test_a_set_of_another_model_is_refused():
     neurons = toys.neurons()
     wider = NeuronSet(dict(neurons.slices), 2, neurons.widths | {"gate": 64}, neurons.fan_in)
-    with pytest.raises(UserError, match="64 rows, the model's 48"):
+    with pytest.raises(UserError, match="64 rows of 32, the model's 48 rows"):
         attach(toys.model(), wider)
 
 

@@ -11,8 +11,9 @@ import toys
 from torch import nn
 
 from slicetune.engine.slices.ffn import attach
-from slicetune.engine.slices.linear import SliceLinear, Written, leave_to_optimizer, slice_linears
+from slicetune.engine.slices.linear import SliceLinear, slice_linears
 from slicetune.engine.slices.optim import SparseColumnAdamW
+from slicetune.engine.slices.written import Written, leave_to_optimizer
 
 ROWS = torch.tensor([4, 0, 2])
 
