@@ -1,10 +1,12 @@
 """What the clients read, made with the project's own Python: a loop of somebody's own, and what transformers says.
 
-material.py WORK, where the runs lie. Leaves WORK/own, WORK/one_rank and WORK/truth.json:
+material.py WORK, where the runs lie. Leaves WORK/own, WORK/attached (the same with the
+slices in it), WORK/one_rank and WORK/truth.json:
 
     base       the base model's folder          prompts    token ids of test sentences
     end        ids of the end token             new        how many tokens are decoded
     tokens     by model, greedy tokens          models     by model, its folder
+    ranks      that slicetune says vLLM takes
     lessons    token ids and labels of training sentences
     texts      the same as prompt and completion
     references their translations, as text
@@ -63,6 +65,7 @@ def described(job: Job) -> dict[str, Any]:
             **{name: str(WORK / name / "model") for name in ("run", "second", "lora")},
             "own": str(WORK / "own"),
         },
+        "ranks": adapter.VLLM_RANKS,
         "end": end_tokens(job.base),
         "new": NEW,
         "prompts": [prompts.encode(job.tokenizer, wording, pair, with_target=False)[0] for pair in tests],
@@ -99,16 +102,19 @@ def live_of_run() -> None:
 
 
 def own_loop(tokenizer: Any) -> None:
-    """Plain torch: attach, AdamW, ffn.save; the live model's logits afterwards."""
+    """Plain torch: attach, AdamW, and two ways of saving; the live model's logits afterwards."""
     model, params = loops.attached()
     optimizer = torch.optim.AdamW(params, lr=3e-3, weight_decay=0.0)
     for step in range(20):
         model(**loops.batch(step)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    model.save_pretrained(WORK / "attached")
     loops.save(model, WORK / "own")
-    tokenizer.save_pretrained(WORK / "own")
+    for name in ("own", "attached"):
+        tokenizer.save_pretrained(WORK / name)
     loops.saved("own loop: the saved folder against the live model", model, WORK / "own")
+    loops.saved("own loop: save_pretrained of the attached model", model, WORK / "attached")
 
 
 @torch.no_grad()

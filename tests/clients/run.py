@@ -51,16 +51,7 @@ CLIENTS = {
     "lightning": Client("lightning", (*TORCH, "lightning==2.6.6")),
     "sacrebleu": Client("sacrebleu", ("sacrebleu==2.6.0",)),
 }
-SMALL = [
-    "--data.train-sentences",
-    "100",
-    "--data.score-sentences",
-    "100",
-    "--data.dev-sentences",
-    "40",
-    "--data.budget",
-    "equal",
-]
+SMALL = "--data.train-sentences 100 --data.score-sentences 100 --data.dev-sentences 40 --data.budget equal"
 RUNS = {
     "run": ("caneft_tiny", "--export.adapter ranks --data.test-sentences 24"),
     "second": ("caneft_tiny", "--export.adapter one_rank --data.test-sentences 4 --seed 1 --method.neuron-ratio 0.02"),
@@ -113,16 +104,8 @@ def environment(work: Path) -> dict[str, str]:
 def material(work: Path, flags: list[str]) -> dict[str, Any]:
     """The runs, where they are not there yet, and truth.json."""
     for name, (recipe, own) in RUNS.items():
-        words = [
-            sys.executable,
-            "-P",
-            ROOT / "recipes" / f"{recipe}.py",
-            "--out",
-            work / name,
-            *SMALL.split(),
-            *own.split(),
-        ]
-        code, _ = program([*words, *flags], work, work / f"{name}.log")
+        words = [sys.executable, "-P", ROOT / "recipes" / f"{recipe}.py", "--out", work / name]
+        code, _ = program([*words, *f"{SMALL} {own}".split(), *flags], work, work / f"{name}.log")
         if code:
             return {"good": False, "rows": [], "versions": {}, "seconds": 0, "why": f"see {work / name}.log"}
     return checked([sys.executable, "-P", HERE / "material.py", work], work, work / "material.log")

