@@ -5,11 +5,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import files, requires
+from importlib.metadata import files, requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import slicetune
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("engine", "kernels", "recipes")
@@ -52,7 +54,9 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    assert {name for name in names if ".dist-info/" not in name} == {str("slicetune" / file) for file in modules()}
+    expected = {str("slicetune" / file) for file in modules()}
+    expected = expected - {"slicetune/engine/package/__init__.py"} | {"slicetune/__init__.py"}
+    assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
 
@@ -63,12 +67,13 @@ def test_installed_package_imports_from_anywhere(installed, tmp_path):
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "import slicetune.engine.slices.optim, slicetune.engine.slices.linear, slicetune.kernels.gated.op\n"
         "import slicetune.recipes.caneft_llama31\n"
-        "print(slicetune.engine.slices.optim.__file__)\n"
+        "print(slicetune.engine.slices.optim.__file__, slicetune.__version__)\n"
         "print(slicetune.recipes.caneft_llama31.__file__)\n"
         "print(sorted({'transformers', 'deepspeed', 'datasets', 'matplotlib', 'tyro'} & set(sys.modules)))\n"
     )
     *places, heavy = run(sys.executable, "-c", code, cwd=tmp_path).splitlines()
     assert all(file.startswith(str(installed)) for file in places)
+    assert places[0].split()[1] == version("slicetune") == slicetune.__version__
     assert heavy == "[]"
 
 

@@ -20,7 +20,7 @@ from ..common.files import whole_folder
 from ..methods.lora import Lora
 from . import delta
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank: it must be no less than an adapter's largest rank."""
 PREFIX = "base_model.model."
 """What PEFT puts before a module's name."""

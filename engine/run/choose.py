@@ -108,7 +108,7 @@ def select(method: Method, out: Path, shape: ModelShape, seed: int, identity: di
     else:
         stats = Statistics.load(out / method.statistics_file) if method.scores else None
         chosen, notes = method.select(stats, shape, seed)
-    chosen.provenance |= {"slicetune": __version__, "run": identity}
+    chosen.provenance.update(slicetune=__version__, run=identity)
     print(chosen.describe(), flush=True)
     for note in notes:
         print(f"warning: {note}", flush=True)

@@ -48,7 +48,7 @@ class Kept:
         self.random = any(launch.random for launch in self.launches.launches)
         pairs = zip(slices, self.entries, strict=True)
         own = [(s.param, s.weight, *(t for key, t in entry.items() if key != COUNT)) for s, entry in pairs]
-        self.tensors = [t for tensors in own for t in tensors if t is not None]
+        self.tensors = [t for tensors in own for t in tensors if isinstance(t, Tensor)]  # others are its owner's
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
         self.kinds = [(grad.dtype, grad.layout) for *_, grad in members]
 

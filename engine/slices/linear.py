@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...kernels.common.outputs import wide
 from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from ..common.errors import UserError
-from .written import gathered, input_with_gradient, is_partitioned, is_sharded, keep_current
+from .written import Place, gathered, input_with_gradient, is_partitioned, is_sharded, keep_current
 
 BOTH = "a linear layer cannot train rows and columns at once: the weights where they cross would have two owners"
 
@@ -52,33 +52,28 @@ class SliceLinear(nn.Module):
         self.row_index = self.column_index = None
         self.rows = self.columns = self.bias_rows = None
         with gathered([self.weight, self.bias]):
-            self._own_rows(rows)
-            self._own_columns(columns)
+            self._take(rows, columns)
         self.__dict__["original"] = linear  # not a child of this layer: `plain` gives it back
         self.link()
         keep_current(self)
         self.register_forward_pre_hook(input_with_gradient)
 
-    def _own_rows(self, rows: Tensor | None) -> None:
-        if rows is None:
-            return
-        self._own("row_index", checked_index(rows, self.out_features, "row"))
-        self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
-        if self.bias is not None:
-            self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
-
-    def _own_columns(self, columns: Tensor | None) -> None:
-        if columns is None:
-            return
-        self._own("column_index", checked_index(columns, self.in_features, "column"))
-        self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
+    def _take(self, rows: Tensor | None, columns: Tensor | None) -> None:
+        if rows is not None:
+            self._own("row_index", checked_index(rows, self.out_features, "row"))
+            self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
+            if self.bias is not None:
+                self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
+        if columns is not None:
+            self._own("column_index", checked_index(columns, self.in_features, "column"))
+            self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
 
     def _own(self, name: str, index: Tensor) -> None:
         delattr(self, name)
         self.register_buffer(name, index.to(self.weight.device), persistent=False)
 
     def plain(self) -> nn.Linear:
-        """The layer that this one was made of, with the trained values. It holds the weight from now on."""
+        """The layer that this one was made of, with the trained values."""
         self.refresh()
         self.original.weight, self.original.bias = self.weight, self.bias
         return self.original.train(self.training)
@@ -93,11 +88,11 @@ class SliceLinear(nn.Module):
     def link(self) -> None:
         """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
         if self.rows is not None:
-            self.rows.slice_of = (self.weight, self.row_index, 0)
+            self.rows.slice_of = Place((self.weight, self.row_index, 0))
         if self.bias_rows is not None:
-            self.bias_rows.slice_of = (self.bias, self.row_index, 0)
+            self.bias_rows.slice_of = Place((self.bias, self.row_index, 0))
         if self.columns is not None:
-            self.columns.slice_of = (self.weight, self.column_index, 1)
+            self.columns.slice_of = Place((self.weight, self.column_index, 1))
         # Weakly: a wrapper that shards the model frees this tensor.
         self.placed = weakref.ref(self.weight)
         self.linked = object()  # another one whenever tensors have moved

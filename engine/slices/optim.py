@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.adamw.op import adamw_
-from ...kernels.adamw.reference import BLOCK, Slice, rounding_key, scatter
+from ...kernels.adamw.reference import Slice, rounding_key, scatter
 from ...kernels.common.dispatch import PLAIN, use_triton
 from ..common.errors import UserError
 from .kept import COUNT, Kept, Member
+from .state import check_group, check_state_dict, check_types, fresh, local, own_maxima, restored
 
 
 class SparseColumnAdamW(torch.optim.Optimizer):
@@ -33,17 +34,22 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     params: parameters or groups. A group may set lr, betas, eps, weight_decay, and `active`: a group with
     `active=False` is skipped whole, so its values, moments and step count stay, but its (zero) state exists. Other keys
     are kept as they are.
-    moments: "float32", or "8bit": codes of one byte with an absolute maximum for each 256 elements.
+    moments: "float32", or "8bit": codes of one byte with an absolute maximum for each 256 elements. Those of FSDP2
+    shards load into as many shards alone: blocks end where shards do.
     master: keep float32 values for bfloat16 and float16 parameters. Without it bfloat16 ones are rounded at random
     (unbiased, the same bits on every rank for the same `seed`).
 
-    Raises UserError for settings out of range, and for float16 parameters without a master.
+    Copy or pickle `(model, optimizer)` together: a copy of the optimizer alone has parameters of no model, and writes
+    into no weight.
+
+    Raises UserError, a ValueError, for settings out of range; for options of torch.optim.AdamW that are not done here
+    (state.py) where they are on; for complex and integer parameters; for float16 ones without a master.
     """
 
     def __init__(
         self,
         params,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -52,10 +58,12 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         master: bool = True,
         seed: int = 0,
     ) -> None:
-        _check(lr, betas, eps, weight_decay, moments)
+        if moments not in ("float32", "8bit"):
+            raise UserError(f'moments {moments!r}: must be "float32" or "8bit"')
         self.moments, self.master, self.seed = moments, master, seed
         self._kept: Kept | None = None
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "active": True}
+        check_group(defaults)
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict:
@@ -74,6 +82,12 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         It stays on its device, so clipping costs no synchronisation. Parameters without a gradient are left alone.
         Returns what closure returns.
         """
+        # torch.compile would cut a step at every count into some twenty graphs, whose results are other bits.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._step)(closure, grad_scale)
+        return self._step(closure, grad_scale)
+
+    def _step(self, closure: Callable | None, grad_scale: Tensor | None):
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -110,59 +124,56 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         """Write every slice into its weight as it is now, as after loading parameters from a file."""
         write_back(p for _, p in self._parameters())
 
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch's. Raises UserError, and leaves the optimizer as it was, for what the class refuses."""
+        super().add_param_group(param_group)
+        try:
+            check_types(param_group["params"])
+            check_group(param_group)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         """Load exactly what `state_dict` saved: torch would cast masters and codes to the parameter's type.
 
-        Raises UserError when the saved moments or masters are not of this optimizer's kind.
+        A state of torch.optim.AdamW will do where it has the same parts. Hooks are called as torch calls them: ours
+        takes what the last before it left, and the first after it finds all in place.
+
+        Raises UserError, and leaves everything as it was, for a state that does not fit: other groups, shapes or
+        types, missing parts, values that the class refuses.
         """
-        super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, (_, p) in zip(saved, self._parameters(), strict=True):
-            entry = state_dict["state"].get(i)
-            if not entry:
-                continue
-            if (entry["exp_avg"].dtype, "master" in entry) != (self._moment_dtypes(p)[0], self._has_master(p)):
-                kind = f"{entry['exp_avg'].dtype} moments, {'a' if 'master' in entry else 'no'} master"
-                own = f"moments={self.moments!r}, master={self.master}"
-                raise UserError(f"optimizer state: saved with {kind}; not {own}: use the settings it was saved with")
-            self.state[p] = {
-                k: v.clone() if k == COUNT else v.to(p.device, copy=True) if isinstance(v, Tensor) else v
-                for k, v in entry.items()
-            }
+        entries: dict[Tensor, dict] = {}
+
+        def take(_, given: dict) -> dict:
+            check_state_dict(given, self.param_groups)
+            ids = [i for group in given["param_groups"] for i in group["params"]]
+            params = dict(zip(ids, (p for _, p in self._parameters()), strict=True))
+            for i, entry in given["state"].items():
+                if i in params and entry:
+                    entries[params[i]] = restored(entry, params[i], i, self.moments, self.master)
+            return {**given, "state": {i: entry for i, entry in given["state"].items() if i not in params}}
+
+        def put(_) -> None:
+            self.state.update(entries)
+
+        hooks = [self.register_load_state_dict_pre_hook(take)]
+        hooks.append(self.register_load_state_dict_post_hook(put, prepend=True))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _parameters(self) -> Iterator[tuple[dict, Tensor]]:
         for group in self.param_groups:
             for p in group["params"]:
                 yield group, p
 
-    def _has_master(self, p: Tensor) -> bool:
-        return self.master and p.dtype in (torch.bfloat16, torch.float16)
-
-    def _moment_dtypes(self, p: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        if self.moments == "8bit":
-            return torch.int8, torch.uint8
-        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-        return dtype, dtype
-
     def _create(self, p: Tensor) -> None:
-        state = self.state[p]
-        if state:
-            return
-        if not p.is_contiguous():
-            raise UserError(f"parameter of shape {tuple(p.shape)}: not contiguous; pass a contiguous one")
-        if p.dtype == torch.float16 and not self.master:
-            raise UserError("float16 parameter without a master: use master=True, or bfloat16 for stochastic rounding")
-        mean, square = self._moment_dtypes(p)
-        state[COUNT] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(p, dtype=mean, memory_format=torch.contiguous_format)
-        state["exp_avg_sq"] = torch.zeros_like(p, dtype=square, memory_format=torch.contiguous_format)
-        if self.moments == "8bit":
-            blocks = -(-_local(p).numel() // BLOCK)
-            state["exp_avg_absmax"] = torch.zeros(blocks, device=p.device)
-            state["exp_avg_sq_absmax"] = torch.zeros(blocks, device=p.device)
-        if self._has_master(p):
-            state["master"] = p.detach().float().clone()
+        if not self.state.get(p):
+            self.state[p] = fresh(p, self.moments, self.master)
 
     def _slice(self, ordinal: int, group: dict, p: Tensor, state: dict, grad: Tensor, counts: bool = True) -> Slice:
         """A parameter's part in this step, which is counted here unless `counts` is False."""
@@ -174,19 +185,19 @@ class SparseColumnAdamW(torch.optim.Optimizer):
             weight = None  # a shard of a slice: whoever gathers it writes it back
         random = self.moments == "8bit" or (p.dtype == torch.bfloat16 and "master" not in state)
         return Slice(
-            param=_local(p),
-            grad=_local(grad).contiguous(),
-            exp_avg=_local(state["exp_avg"]),
-            exp_avg_sq=_local(state["exp_avg_sq"]),
+            param=local(p),
+            grad=local(grad).contiguous(),
+            exp_avg=local(state["exp_avg"]),
+            exp_avg_sq=local(state["exp_avg_sq"]),
             step=step,
             lr=float(group["lr"]),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            master=_local(state["master"]) if "master" in state else None,
-            exp_avg_absmax=state.get("exp_avg_absmax"),
-            exp_avg_sq_absmax=state.get("exp_avg_sq_absmax"),
+            master=local(state["master"]) if "master" in state else None,
+            exp_avg_absmax=own_maxima(state, "exp_avg_absmax", p),
+            exp_avg_sq_absmax=own_maxima(state, "exp_avg_sq_absmax", p),
             weight=weight,
             index=index,
             axis=axis,
@@ -198,8 +209,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
 def write_back(params) -> None:
     """Write each slice (a parameter with `slice_of`) into its weight; parameters without it are left alone."""
     for p in params:
-        if hasattr(p, "slice_of"):
-            weight, index, axis = p.slice_of
+        weight, index, axis = getattr(p, "slice_of", (None, None, 0))
+        if weight is not None:
             scatter(p.detach(), weight.detach(), index, axis)
 
 
@@ -212,21 +223,3 @@ def clip_factor(params, max_norm: float) -> tuple[Tensor, Tensor]:
     norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return (max_norm / (norm + 1e-6)).clamp(max=1.0).float(), norm
-
-
-def _local(t: Tensor) -> Tensor:
-    """This rank's part of a DTensor (FSDP2); any other tensor as it is."""
-    return t.to_local() if hasattr(t, "to_local") else t
-
-
-def _check(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, moments: str) -> None:
-    if not lr >= 0:
-        raise UserError(f"lr {lr}: must not be negative")
-    if not all(0 <= b < 1 for b in betas):
-        raise UserError(f"betas {betas}: each must be in [0, 1)")
-    if not eps >= 0:
-        raise UserError(f"eps {eps}: must not be negative")
-    if not weight_decay >= 0:
-        raise UserError(f"weight_decay {weight_decay}: must not be negative")
-    if moments not in ("float32", "8bit"):
-        raise UserError(f'moments {moments!r}: must be "float32" or "8bit"')

@@ -18,6 +18,16 @@ from torch import Tensor, nn
 from ...kernels.adamw.op import Writes
 
 
+class Place(tuple):
+    """Where a slice lies, `(weight, index, axis)`: an optimizer that steps writes it there.
+
+    Pickled with a parameter it is empty: an optimizer's file would hold whole weights. The layer sets it again.
+    """
+
+    def __reduce__(self) -> tuple:
+        return Place, ((None, None, self[2]),)
+
+
 class Written:
     """Writes all slices of a model into their weights, in one launch on a GPU: call it after every optimizer step."""
 

@@ -13,6 +13,7 @@ from unittest import mock
 import saved
 import torch
 import toys
+from shard_jobs import resume_shards  # noqa: F401 — a job too
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 

@@ -83,13 +83,22 @@ def distance(live: nn.Module, saved: str | Path | dict[str, Tensor]) -> tuple[fl
 def two_ranks(how: str, kind: str, opt: str, out: str) -> tuple[float, float] | None:
     """Train under a wrapper and save in its way; first rank: `distance`, of the others None. `how`: wrapper.way."""
     wrapper, _, way = how.partition(".")
-    model, params = sliced(kind)
+    model, params = sliced(kind, model=_partitioned() if wrapper == "early3" else None)
     live, saved = (_fsdp2 if wrapper == "fsdp2" else _deepspeed)(model, params, wrapper, way, opt, Path(out))
     now = logits(live)
     if torch.distributed.get_rank():
         return None
     with torch.no_grad():
         return float((logits(loaded(saved)) - now).abs().max()), float((logits(toys.model()) - now).abs().max())
+
+
+def _partitioned() -> nn.Module:
+    """The toy as transformers loads it where ZeRO-3 is configured already: partitioned before the slices are chosen."""
+    import deepspeed
+
+    model = toys.model()
+    deepspeed.zero.Init(module=model, config_dict_or_path={"train_batch_size": 8, "zero_optimization": {"stage": 3}})
+    return model
 
 
 def _fsdp2(model: nn.Module, params: list, wrapper: str, way: str, opt: str, out: Path) -> tuple[nn.Module, Any]:

@@ -13,8 +13,10 @@ import pytest
 import torch
 import toys
 from jobs import TWO_RANKS, finish, start
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import slicetune
 from slicetune.engine.common import checkpoint
 from slicetune.engine.data import tiny
 from slicetune.engine.data.batching import pack
@@ -48,6 +50,22 @@ def test_every_artefact_is_there(finished):
     for system in ("base", "caneft"):
         for domain in ("it", "law", "medical", "subtitles", "koran"):
             assert len((out / "translations" / system / f"{domain}.en").read_text().splitlines()) == 4
+
+
+def test_every_file_may_be_read_as_any_new_file(finished, tmp_path):
+    """safetensors' writer would let nobody else read its files."""
+    (plain := tmp_path / "plain").write_text("")
+    files = [file for file in finished[0].rglob("*") if file.is_file()]
+    assert {file.stat().st_mode for file in files if file.suffix == ".safetensors"}
+    assert not [file for file in files if file.stat().st_mode != plain.stat().st_mode]
+
+
+def test_the_version_stands_in_what_a_run_leaves(finished):
+    out, _ = finished
+    assert json.loads((out / "results.json").read_text())["slicetune"] == slicetune.__version__
+    assert NeuronSet.load(out / "neurons.safetensors").provenance["slicetune"] == slicetune.__version__
+    with safe_open(out / "statistics.safetensors", framework="pt") as file:
+        assert file.metadata()["slicetune"] == slicetune.__version__
 
 
 def test_nothing_outside_the_set_changed(finished, base):

@@ -11,49 +11,13 @@ import sys
 
 import pytest
 import torch
+from steps import KINDS, give_gradients, parameters, run, same
 from torch import nn
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.slices import kept
 from slicetune.engine.slices.optim import SparseColumnAdamW, clip_factor, write_back
 from slicetune.kernels.common.dispatch import INTERPRET
-
-KINDS = [
-    (torch.float32, {}),
-    (torch.float64, {}),
-    (torch.bfloat16, {}),
-    (torch.float16, {}),
-    (torch.bfloat16, {"master": False}),
-    (torch.float32, {"moments": "8bit"}),
-    (torch.bfloat16, {"moments": "8bit", "master": False, "seed": 3}),
-]
-
-
-def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
-    g = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in ((7, 33), (5,), (4, 256), ())]
-
-
-def give_gradients(step: int, *lists: list[nn.Parameter]) -> None:
-    """The same gradients to the parameters of each list."""
-    for params in lists:
-        g = torch.Generator().manual_seed(step)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
-
-
-def same(got: torch.Tensor, want: torch.Tensor) -> bool:
-    """To the bit; by the kernels, in the interpreter, to rounding, which cuts bfloat16 off there."""
-    if not INTERPRET:
-        return torch.equal(got, want)
-    relative = 2**-7 if got.dtype == torch.bfloat16 else 2e-5
-    return torch.allclose(got.double(), want.double(), rtol=relative, atol=1e-6)
-
-
-def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: range) -> None:
-    for step in steps:
-        give_gradients(step, params)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -157,7 +121,7 @@ def test_state_of_another_kind_is_refused(other):
     params = parameters(torch.bfloat16)
     optimizer = SparseColumnAdamW(params)
     run(optimizer, params, range(1))
-    with pytest.raises(UserError, match="optimizer state: saved with"):
+    with pytest.raises(UserError, match="optimizer state of parameter 0: saved with"):
         SparseColumnAdamW(params, **other).load_state_dict(optimizer.state_dict())
 
 
@@ -319,6 +283,12 @@ for options in ({}, {"moments": "8bit"}):
             optimizer.step(grad_scale=clip_factor([p], 1.0)[0])
     assert torch.equal(plain, shard.to_local())
     assert isinstance(pair[1].state[shard]["exp_avg"], DTensor)
+    try:
+        pair[1].load_state_dict(pair[0].state_dict())
+    except ValueError as error:
+        assert "exp_avg is not sharded as the parameter" in str(error), error
+    else:
+        raise AssertionError("a whole state was taken for a shard's")
 dist.destroy_process_group()
 """
     plain = {**os.environ, "SLICETUNE_KERNELS": "auto", "TRITON_INTERPRET": "0"}
