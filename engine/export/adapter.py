@@ -1,8 +1,9 @@
 """A run as a PEFT adapter: a slice delta is exactly a LoRA adapter, and a LoRA run's is its own.
 
 k trained rows are a product of rank k: B [out, k] one-hot, A [k, in] the rows' change; k columns the other way round,
-B [out, k] the change, A [k, in] one-hot. alpha = rank, so the product counts once. The adapter's sum with the base
-equals the exported model; where that was rounded, so is it (--evaluate.dtype float32 keeps what was trained).
+B [out, k] the change, A [k, in] one-hot. alpha = rank, so the product counts once. The adapter's sum with the base is
+the exported model, but for float32's rounding of old + (new − old); where that model was rounded, so is it
+(--evaluate.dtype float32 keeps what was trained).
 """
 
 from __future__ import annotations

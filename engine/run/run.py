@@ -61,7 +61,7 @@ class Run:
         """Every stage; returns the content of results.json."""
         self.to_model()
         self._translate()
-        if self.config.export.adapter != "none":  # the last, so that asking for it later undoes nothing
+        if self.config.export.adapter != "none":
             self._adapter()
         job = self.job
         said = measure.comet_stage(self.config, job.systems, self.stages, job.tests)
@@ -144,8 +144,8 @@ class Run:
 
     def _adapter(self) -> None:
         kind, name = self.config.export.adapter, self.job.base_name
-        work = lambda: train.write_adapter(self.config.method, self.out, name, kind)  # noqa: E731
-        self.stages.first("adapter", {"adapter": kind}, self.out / "adapter", work)
+        work = lambda: distributed.first(lambda: train.write_adapter(self.config.method, self.out, name, kind))  # noqa: E731
+        self.stages.aside("adapter", {"adapter": kind}, self.out / "adapter", work)
 
     def _translate(self) -> None:
         """Translations of what is compared."""
