@@ -64,6 +64,7 @@ def merge(model: nn.Module) -> nn.Module:
     tracing and quantisation work as before. They stay frozen: `model.requires_grad_(True)` trains all of it. Raises
     UserError where the weights are sharded: there `ffn.save` writes the model.
     """
+    _refuse_routed(model)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, SliceLinear | FusedFFN)]
     if any(is_sharded(p) or hasattr(p, "ds_id") for _, module in found for p in module.parameters()):
         raise UserError("the model's weights are sharded: ffn.save(model, folder) writes it as a plain one")
@@ -107,6 +108,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     Where the weights are sharded it is a collective; whole tensors are then on the CPU of the first rank, and the
     others get an empty dict.
     """
+    _refuse_routed(model)
     own = {
         f"{name}.{slot}"
         for name, module in model.named_modules()
@@ -123,6 +125,13 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
                 value = tensor.full_tensor() if is_sharded(tensor) else tensor
                 whole[id(tensor)] = value.detach().cpu().clone() if _first_rank() else None
     return {name: whole[id(tensor)] for name, tensor in state.items()} if _first_rank() else {}
+
+
+def _refuse_routed(model: nn.Module) -> None:
+    """Raises UserError for a model whose slices belong to language pairs: all of them at once are another model."""
+    for name, module in model.named_modules():
+        if hasattr(module, "before_forward") and not isinstance(module, SliceLinear):
+            raise UserError(f"{name} is routed by language pair (LANDeRMT): `slicetune fold` writes a plain model")
 
 
 def _first_rank() -> bool:

@@ -133,10 +133,11 @@ def input_with_gradient(module: nn.Module, args: tuple) -> tuple | None:
     frozen model the input of the first module that trains needs none: its weights would stay gathered, and of a leaf
     zeros would be reduced.
     """
-    x, *others = args
-    if x.requires_grad or not torch.is_grad_enabled() or not hasattr(next(module.parameters()), "ds_id"):
+    if not args or args[0].requires_grad or not torch.is_grad_enabled():
         return None
-    return x.detach().requires_grad_(), *others
+    if not hasattr(next(module.parameters()), "ds_id"):
+        return None
+    return args[0].detach().requires_grad_(), *args[1:]
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from slicetune.engine import ffn, slices
 from slicetune.engine.common.errors import UserError
+from slicetune.engine.methods.landermt import routing
 from slicetune.engine.slices.ffn import fuse
 from slicetune.engine.slices.neurons import NeuronSet
 
@@ -146,6 +147,14 @@ def test_a_refused_choice_changes_nothing():
         slices.slice_linears(model, rows={"layers.0.mlp.up_proj": [0]})
     assert all(a is b for a, b in zip(model.modules(), before, strict=True))
     assert [p.requires_grad for p in model.parameters()] == frozen
+
+
+def test_a_routed_model_is_refused(tmp_path):
+    model, routes = toys.model(), toys.routes()
+    routing.attach(model, routes, routes.pairs)
+    for use in (slices.merge, lambda m: ffn.save(m, tmp_path)):
+        with pytest.raises(UserError, match="is routed by language pair"):
+            use(model)
 
 
 def test_a_quantised_layer_is_refused():
