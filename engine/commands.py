@@ -145,17 +145,21 @@ def audit(words: Words) -> int:
     """Prove that a run changed only what its method may change; exit code 0 or 1."""
     from .export import audit as auditing
     from .models.load import snapshot
+    from .slices.neurons import NeuronSet
 
     @dataclass
     class Audit:
         folders: tuple[str, ...]
         """RUN, or BASE RUN: a base of your own choice."""
+        neurons: str = ""
+        """The set that was trained, of a folder that a loop of your own has saved."""
 
-    folders = _given(Audit, words, "audit", auditing.__doc__).folders
+    given = _given(Audit, words, "audit", auditing.__doc__)
+    folders, neurons = given.folders, NeuronSet.load(given.neurons) if given.neurons else None
     if len(folders) not in (1, 2):
         raise UserError(f"audit {' '.join(folders)}: name RUN, or BASE RUN")
     base = folders[0] if len(folders) == 2 else auditing.base_of(Path(folders[0]))
-    report = auditing.audit(snapshot(base), folders[-1])
+    report = auditing.audit(snapshot(base), folders[-1], neurons)
     print(report)
     return 0 if report.ok else 1
 

@@ -2,6 +2,7 @@
 
     slicetune audit runs/caneft                   # exit code 0: nothing else changed; 1: it did
     slicetune audit models/llama runs/caneft      # with a base of one's own choice
+    slicetune audit models/llama trained --neurons neurons.safetensors    # what a loop of one's own has saved
 
 It reads the two folders, the neuron set and which method it was; no live model, and nothing of what training says it
 did. scope.py says what a method may change.

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..common.errors import UserError
 from ..models.shapes import ModelShape
 from ..models.sites import ATTENTION_OUTPUTS, find_ffns
-from ..slices.linear import set_submodule
 from .counts import ATTENTION_INPUTS, Trainable, bottlenecks, frozen_values
 from .lora import Lora
 from .method import Method
@@ -120,7 +119,7 @@ def insert(model: nn.Module, width: int) -> list[Bottleneck]:
     for name in _outputs(model, find_ffns(model)):
         adapter = Bottleneck(model.get_submodule(name), width)
         adapter.linear.requires_grad_(False)
-        set_submodule(model, name, adapter)
+        model.set_submodule(name, adapter)
         added.append(adapter)
     return added
 

@@ -18,7 +18,7 @@ from ..common.errors import UserError
 from ..common.files import MODE
 from ..models.sites import FFNSite, find_ffns
 from .fused import FusedFFN
-from .linear import SliceLinear, refuse_slices, set_submodule, slice_linear
+from .linear import SliceLinear, refuse_slices, slice_linear
 from .written import gathered, is_sharded
 
 
@@ -27,7 +27,7 @@ def fuse(model: nn.Module, recompute: bool = False) -> list[FusedFFN]:
     fused = []
     for site in find_ffns(model):
         ffn = site.module if isinstance(site.module, FusedFFN) else FusedFFN(site, recompute)
-        set_submodule(model, site.name, ffn)
+        model.set_submodule(site.name, ffn)
         fused.append(ffn)
     return fused
 
@@ -39,6 +39,8 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
     `state_dict()` is the trained model at any time; `save` writes it as a plain one, `slices.merge(model)` makes it
     one. Raises UserError if the set was made for another model, and if the model trains slices already.
     """
+    if not isinstance(model, nn.Module) or not hasattr(neurons, "slices"):
+        raise UserError("attach takes a model and a NeuronSet: attach(model, NeuronSet.load(file))")
     refuse_slices(model)
     sites = find_ffns(model)
     if len(sites) != neurons.layers:
@@ -72,7 +74,7 @@ def merge(model: nn.Module) -> nn.Module:
         if not name:
             return module.plain()
         if model.get_submodule(name) is module:  # the layers of an FFN have gone with it
-            set_submodule(model, name, module.plain())
+            model.set_submodule(name, module.plain())
     return model
 
 

@@ -225,6 +225,8 @@ def slice_linears(
     """
     refuse_slices(model)
     rows, columns = rows or {}, columns or {}
+    if not (isinstance(rows, Mapping) and isinstance(columns, Mapping) and (rows or columns)):
+        raise UserError('name what to train: slice_linears(model, rows={"model.layers.0.mlp.up_proj": [3, 17]})')
     if twice := rows.keys() & columns.keys():
         raise UserError(f"{min(twice)}: {BOTH}")
     named = [(name, axis, index) for axis, own in (("rows", rows), ("columns", columns)) for name, index in own.items()]
@@ -242,7 +244,7 @@ def slice_linear(model: nn.Module, name: str, **index: Tensor) -> SliceLinear:
     sliced = SliceLinear(linear, **index)
     # A wrapper that shards the model, FSDP2 for one, can free the weight only where nobody else holds it.
     linear.weight = linear.bias = None
-    set_submodule(model, name, sliced)
+    model.set_submodule(name, sliced)
     return sliced
 
 
@@ -256,11 +258,6 @@ def refuse_slices(model: nn.Module) -> None:
         )
 
 
-def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 def _index_in(model: nn.Module, name: str, axis: str, index: Sequence[int] | Tensor) -> Tensor:
     """The rows or columns of the layer `name` as int64. Raises UserError for what is not there."""
     modules = dict(model.named_modules())
@@ -271,7 +268,10 @@ def _index_in(model: nn.Module, name: str, axis: str, index: Sequence[int] | Ten
         raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer")
     _check_weight(linear)
     size = linear.out_features if axis == "rows" else linear.in_features
-    return checked_index(torch.as_tensor(index, dtype=torch.int64), size, f"{name}: {axis[:-1]}")
+    try:
+        return checked_index(torch.as_tensor(index), size, axis[:-1])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _check_weight(linear: nn.Linear) -> None:
@@ -284,10 +284,12 @@ def _check_weight(linear: nn.Linear) -> None:
 
 
 def checked_index(index: Tensor, size: int, what: str) -> Tensor:
-    """`index` as int64. Raises UserError if it is empty, outside `size`, or names a row or column twice."""
-    index = index.to(torch.int64)
+    """`index` as int64. Raises UserError if it is empty, no numbers, outside `size`, or names a row or column twice."""
     if index.ndim != 1 or len(index) == 0:
         raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")
+    if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        raise UserError(f"{what} index is {index.dtype}: give whole numbers (of a mask, mask.nonzero().flatten())")
+    index = index.to(torch.int64)
     if int(index.min()) < 0 or int(index.max()) >= size:
         raise UserError(
             f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}"

@@ -192,6 +192,8 @@ class NeuronSet:
         """Reads what `save` wrote. Raises UserError, naming the file, for anything that is not a valid set."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; `slicetune select` writes it")
+        if Path(path).suffix == ".json":
+            raise UserError(f"{path}: a set of your own is read by NeuronSet.from_json(path, shape)")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

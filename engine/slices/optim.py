@@ -11,6 +11,7 @@ Before, and after with two rows of one layer:
 the optimizer as any other of torch.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,7 +22,7 @@ from ...kernels.adamw.reference import Slice, rounding_key, scatter
 from ...kernels.common.dispatch import PLAIN, use_triton
 from ..common.errors import UserError
 from .kept import COUNT, Kept, Member
-from .state import check_group, check_state_dict, check_types, fresh, local, own_maxima, restored
+from .state import adopt, check_group, check_state_dict, check_types, fresh, local, own_maxima, restored
 
 
 class SparseColumnAdamW(torch.optim.Optimizer):
@@ -36,8 +37,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     are kept as they are.
     moments: "float32", or "8bit": codes of one byte with an absolute maximum for each 256 elements. Those of FSDP2
     shards load into as many shards alone: blocks end where shards do.
-    master: keep float32 values for bfloat16 and float16 parameters. Without it bfloat16 ones are rounded at random
-    (unbiased, the same bits on every rank for the same `seed`).
+    master: keep float32 values for bfloat16 and float16 parameters; they follow what a model's load_state_dict loads.
+    Without it bfloat16 ones are rounded at random (unbiased, the same bits on every rank for the same `seed`).
 
     Copy or pickle `(model, optimizer)` together: a copy of the optimizer alone has parameters of no model, and writes
     into no weight.
@@ -45,6 +46,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
     Raises UserError, a ValueError, for settings out of range; for options of torch.optim.AdamW that are not done here
     (state.py) where they are on; for complex and integer parameters; for float16 ones without a master.
     """
+
+    _warned = False
 
     def __init__(
         self,
@@ -103,12 +106,24 @@ class SparseColumnAdamW(torch.optim.Optimizer):
             if takes_part:
                 members.append((ordinal, group, p, self.state[p], p.grad))
         self._kept = None
+        if not members:
+            self._say_if_idle()
         if members and all(type(p) in PLAIN and p.numel() and use_triton(p) for _, _, p, _, _ in members):
             self._kept = Kept(self, [self._slice(*member, counts=False) for member in members], members)
             self._kept.step(self, [grad for *_, grad in members], grad_scale)
         else:
             adamw_([self._slice(*member) for member in members], grad_scale)
         return loss
+
+    def _say_if_idle(self) -> None:
+        """Warn, once, of a step that cannot train: its parameters are not those that the model has now."""
+        if not self._warned and any(group["params"] for group in self.param_groups if group["active"]):
+            self._warned = True
+            warnings.warn(
+                "no parameter of this optimizer has a gradient, so the step changes nothing. Was it made before "
+                "ffn.attach or after slices.merge? Make it of the parameters that attach returned.",
+                stacklevel=5,
+            )
 
     def create_state(self, param: Tensor | None = None, steps: int | None = None) -> None:
         """Zero state where there is none for `param`, or for every parameter; `steps` sets the count of past steps.
@@ -183,6 +198,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         weight, index, axis = getattr(p, "slice_of", (None, None, 0))
         if hasattr(p, "to_local"):
             weight = None  # a shard of a slice: whoever gathers it writes it back
+        if "master" in state:
+            adopt(p, local(state["master"]))
         random = self.moments == "8bit" or (p.dtype == torch.bfloat16 and "master" not in state)
         return Slice(
             param=local(p),

@@ -74,6 +74,12 @@ def check_form(p: Tensor, master: bool) -> None:
         raise UserError("float16 parameter without a master: use master=True, or bfloat16 for stochastic rounding")
 
 
+def adopt(p: Tensor, master: Tensor) -> None:
+    """Take the parameter's value where the master does not round to it: where somebody has loaded other weights."""
+    own = local(p).detach()
+    master.copy_(torch.where(master.to(own.dtype) == own, master, own.float()))
+
+
 def zero_maxima(p: Tensor) -> Tensor:
     """Zeros for the absolute maxima of the 8-bit moments of p: float32 [blocks].
 
@@ -210,7 +216,8 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str
     saved, own = ([len(group.get("params", ())) for group in each] for each in (state_dict["param_groups"], groups))
     if saved != own:
         raise UserError(
-            f"optimizer state: saved of groups with {saved} parameters, here they have {own}; make the groups as then"
+            f"optimizer state: saved of groups with {saved} parameters, here they have {own}; attach the same neurons "
+            "first, and make the groups as then"
         )
     for i, group in enumerate(state_dict["param_groups"]):
         check_group({"active": True, **group}, f"optimizer state, group {i}: ")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.adamw.op import Writes
+from ..common.errors import UserError
 
 
 class Place(tuple):
@@ -71,12 +72,24 @@ def _before_saving(layer: nn.Module, state_dict: dict, prefix: str, local_metada
 
 
 def _before_loading(layer: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
-    """A dict of a plain model has no slices: its weights give them. Else the old ones would be written over it."""
+    """A dict of a plain model has no slices: its weights give them. Else the old ones would be written over it.
+
+    Raises UserError for slices that are not those of the dict's weight: they are of other rows than this layer trains.
+    """
     names = {id(p): name for name, p in layer.named_parameters()}
     for parameter, tensor, axis, index in layer.slices():
         key, given = prefix + names[id(parameter)], state_dict.get(prefix + tensor)
-        if key not in state_dict and given is not None and given.shape == getattr(layer, tensor).shape:
-            state_dict[key] = _like(parameter, _whole(given.detach()).index_select(axis, index.to(given.device)), axis)
+        if given is None or given.numel() == 0 or given.shape != getattr(layer, tensor).shape:
+            continue  # a shard of a checkpoint, ZeRO-3's placeholder, or what torch refuses itself
+        own = _whole(given.detach()).index_select(axis, index.to(given.device))
+        own = own.t().contiguous() if axis else own
+        if key not in state_dict:
+            state_dict[key] = _like(parameter, own)
+        elif not torch.equal(own, _whole(state_dict[key].detach()).to(own)):
+            raise UserError(
+                f"{key}: the checkpoint trained other {'columns' if axis else 'rows'} of this layer, or in another "
+                "order: attach the neurons that it was trained with"
+            )
 
 
 def _after_loading(layer: nn.Module, incompatible_keys: Any) -> None:
@@ -148,9 +161,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def _like(parameter: Tensor, part: Tensor, axis: int) -> Tensor:
-    """A part of a weight as its slice parameter has it: columns stored as rows, sharded where the parameter is."""
-    part = part.t().contiguous() if axis else part
+def _like(parameter: Tensor, part: Tensor) -> Tensor:
+    """A slice's values, whole, sharded where its parameter is."""
     if not is_sharded(parameter):
         return part
     from torch.distributed.tensor import distribute_tensor

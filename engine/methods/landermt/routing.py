@@ -19,7 +19,6 @@ from ...common.errors import UserError
 from ...models.sites import find_ffns
 from ...slices.fused import FusedFFN
 from ...slices.groups import UpdateGroup
-from ...slices.linear import set_submodule
 from .owned import OwnedLinear
 from .routed import RoutedFFN, Router
 from .routes import GENERAL, Routes
@@ -39,14 +38,14 @@ def route(model: nn.Module, routes: Routes, groups: Sequence[str] = (), recomput
     router = Router(routes.pairs, groups)
     for site in sites:
         if isinstance(site.module, RoutedFFN):
-            set_submodule(model, site.name, FusedFFN(site, recompute))
+            model.set_submodule(site.name, FusedFFN(site, recompute))
     for position, layer in enumerate(routes.layers):
         site = sites[layer]
         width = getattr(site.module, list(site.projections.values())[-1]).in_features
         if width != routes.intermediate:
             raise UserError(f"the routes are of FFNs of {routes.intermediate} units, {site.name} has {width}")
         ffn = RoutedFFN(site, router, routes.gains(position), routes.takes[:, position], routes.site, recompute)
-        set_submodule(model, site.name, ffn)
+        model.set_submodule(site.name, ffn)
     return router
 
 

@@ -131,6 +131,29 @@ def test_a_second_choice_is_refused_until_the_first_is_merged(kind):
     assert torch.equal(saved.logits(model), now)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"lm_head": [3.5]}, r"lm_head: row index is torch\.float32: give whole numbers"),
+        ({"lm_head": [False, True]}, r"lm_head: row index is torch\.bool: .*nonzero"),
+        ({"lm_head": [1, 1]}, "lm_head: row index holds duplicates: name every row once"),
+        ({"lm_head": []}, "lm_head: row index must be a non-empty list"),
+        (["lm_head"], "name what to train"),
+        (None, "name what to train"),
+    ],
+)
+def test_what_names_no_rows_is_refused(rows, message):
+    with pytest.raises(UserError, match=message):
+        slices.slice_linears(toys.model(), rows=rows)
+
+
+def test_arguments_of_attach_are_checked(tmp_path):
+    toys.neurons().save(tmp_path / "neurons.safetensors")
+    for wrong in (("neurons.safetensors",), (toys.neurons(), toys.model())):
+        with pytest.raises(UserError, match="attach takes a model and a NeuronSet"):
+            ffn.attach(*wrong, *[toys.neurons()][len(wrong) - 1 :])
+
+
 def test_a_refused_choice_changes_nothing():
     model = toys.model()
     before, frozen = list(model.modules()), [p.requires_grad for p in model.parameters()]

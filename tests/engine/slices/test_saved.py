@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,44 @@ def test_a_plain_models_dict_sets_the_slices_too(kind, assign):
     model, _ = saved.sliced(kind)
     model.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
     assert torch.equal(saved.logits(model), saved.logits(other))
+
+
+@pytest.mark.parametrize("rows", [[5, 9], [17, 3], [3]])
+def test_a_checkpoint_of_other_rows_is_refused(rows):
+    """Of as many rows it would load cleanly, and put one neuron's weights into another."""
+    name = "model.layers.0.mlp.up_proj"
+    model, twin = toys.model(), toys.model()
+    params = slices.slice_linears(model, rows={name: [3, 17]})
+    saved.steps(model, saved.optimizer("torch", params))
+    slices.slice_linears(twin, rows={name: rows})
+    with pytest.raises(UserError, match=rf"{name}\.rows: the checkpoint trained other rows of this layer"):
+        twin.load_state_dict(model.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loaded_weights_are_trained_on(dtype):
+    """In low precision the optimizer's float32 masters would bring the last weights back."""
+    model, params = saved.sliced("rows", dtype)
+    optimizer = saved.optimizer("ours", params)
+    saved.steps(model, optimizer)
+    best = copy.deepcopy(model.state_dict())
+    saved.steps(model, optimizer)
+    model.load_state_dict(best)
+    optimizer.param_groups[0] |= {"lr": 1e-9, "weight_decay": 0.0}
+    saved.steps(model, optimizer)
+    assert all(torch.allclose(tensor, best[name], atol=1e-6) for name, tensor in model.state_dict().items())
+
+
+def test_an_optimizer_that_trains_nothing_says_so():
+    model = toys.model()
+    early = saved.optimizer("ours", model.parameters())
+    ffn.attach(model, toys.neurons())
+    with pytest.warns(UserWarning, match="no parameter of this optimizer has a gradient"):
+        early.step()
+    with warnings.catch_warnings(action="error"):
+        early.step()
+        params = [p for p in model.parameters() if p.requires_grad]
+        saved.steps(model, saved.optimizer("ours", params))
 
 
 def test_loading_by_assignment_keeps_slices_tied_to_their_weights():
