@@ -19,7 +19,7 @@ from slicetune.engine import ffn, slices
 
 PAGE = Path(ffn.__file__).parent / "slices" / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
-LOOPS = ("for batch in batches", "transformers import DataColl", "trl import", "accelerate import", "import lightning")
+LOOPS = ("model.train()", "transformers import DataColl", "trl import", "accelerate import", "import lightning")
 TEXTS = ["ein Haus", "zwei Häuser", "drei Wege", "ein Weg", "kein Weg", "viele Wege", "ein Baum", "zwei Bäume"]
 
 
