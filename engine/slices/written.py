@@ -8,6 +8,7 @@ of each trained part.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,12 +72,34 @@ def _before_saving(layer: nn.Module, state_dict: dict, prefix: str, local_metada
 
 
 def _before_loading(layer: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
-    """A dict of a plain model has no slices: its weights give them. Else the old ones would be written over it."""
+    """A dict's weights give the slices that it lacks, or has of something else; else those would be written over them.
+
+    A plain model's dict has none. Of something else are those of other neurons, whose number fits, and the model's
+    own, which torch.distributed.checkpoint puts into a plain model's dict.
+    """
     names = {id(p): name for name, p in layer.named_parameters()}
     for parameter, tensor, axis, index in layer.slices():
-        key, given = prefix + names[id(parameter)], state_dict.get(prefix + tensor)
-        if key not in state_dict and given is not None and given.shape == getattr(layer, tensor).shape:
-            state_dict[key] = _like(parameter, _whole(given.detach()).index_select(axis, index.to(given.device)), axis)
+        key, given, own = prefix + names[id(parameter)], state_dict.get(prefix + tensor), getattr(layer, tensor)
+        if given is None or given.is_meta or index.is_meta or given.shape != own.shape or _same_memory(given, own):
+            continue
+        part = _whole(given.detach()).index_select(axis, index.to(given.device))
+        part = part.t().contiguous() if axis else part  # columns are stored as rows
+        if key in state_dict:
+            if _agree(_whole(state_dict[key].detach()), part):
+                continue
+            line = f"{key}: {prefix}{tensor} has other values there, so it is of other neurons: taken from the weight"
+            warnings.warn(line, stacklevel=2)
+        state_dict[key] = _like(parameter, part)
+
+
+def _agree(saved: Tensor, part: Tensor) -> bool:
+    """Whether saved slices are those of the saved weight; of another shape they are torch's to refuse."""
+    return saved.shape != part.shape or torch.allclose(saved.to(part), part, rtol=0, atol=0, equal_nan=True)
+
+
+def _same_memory(given: Tensor, own: Tensor) -> bool:
+    """Whether a dict's tensor is the layer's own: it can lack a step that its slices have."""
+    return not (is_sharded(given) or is_sharded(own)) and given.data_ptr() == own.data_ptr()
 
 
 def _after_loading(layer: nn.Module, incompatible_keys: Any) -> None:
@@ -92,6 +115,8 @@ def write(layer: nn.Module) -> None:
     Where they are sharded (FSDP2) or partitioned (ZeRO-3) this is a collective: every rank calls it.
     """
     tensors = _tensors(layer)
+    if any(t.is_meta for t in tensors):
+        return  # Accelerate shards a model without its values, which it loads then
     if any(map(is_partitioned, tensors)):
         with gathered([p for p, *_ in layer.slices()]), gathered([layer.weight, layer.bias], keep=True):
             layer.refresh()
@@ -147,9 +172,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def _like(parameter: Tensor, part: Tensor, axis: int) -> Tensor:
-    """A part of a weight as its slice parameter has it: columns stored as rows, sharded where the parameter is."""
-    part = part.t().contiguous() if axis else part
+def _like(parameter: Tensor, part: Tensor) -> Tensor:
+    """Values of a slice sharded as its parameter is."""
     if not is_sharded(parameter):
         return part
     from torch.distributed.tensor import distribute_tensor

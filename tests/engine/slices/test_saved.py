@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import saved
 import torch
 import toys
+from safetensors import safe_open
 from torch import nn
 
 from slicetune.engine import ffn, slices
@@ -211,13 +213,80 @@ def test_a_low_precision_model_is_saved_in_its_precision(tmp_path):
 
 
 def test_ours_has_no_key_of_its_own(tmp_path):
-    from safetensors import safe_open
-
     ffn.save(trained("columns", "ours"), tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == toys.model().state_dict().keys()
 
 
-def test_what_cannot_be_saved_is_refused():
+@pytest.mark.parametrize("how", ["checkpointed", "compiled"])
+def test_ours_has_the_plain_names_whatever_wraps_a_layer(how, tmp_path):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, params = saved.sliced("rows")
+    for i, layer in enumerate(model.model.layers):
+        wrapped = checkpoint_wrapper(layer) if how == "checkpointed" else torch.compile(layer, backend="eager")
+        model.model.layers[i] = wrapped
+    saved.steps(model, saved.optimizer("torch", params))
+    ffn.save(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == toys.model().state_dict().keys()
+    exact(model, tmp_path)
+
+
+def test_an_earlier_save_leaves_nothing_behind(tmp_path):
+    """transformers loads model.safetensors before an index, other programs the index first."""
+    model = trained("rows", "ours")
+    toys.model(seed=3).save_pretrained(tmp_path, max_shard_size="10KB")
+    ffn.save(model, tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("*safetensors*")) == ["model.safetensors"]
+    model.save_pretrained = partial(model.save_pretrained, max_shard_size="10KB")
+    ffn.save(model, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    exact(model, tmp_path)
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(UserError, match="Linear has no save_pretrained"):
         ffn.save(nn.Linear(2, 2), "nowhere")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        ffn.save(trained("rows", "ours"), file)
+    flat = type("FullyShardedDataParallel", (nn.Sequential,), {})
+    with pytest.raises(UserError, match="FSDP1 cuts weights into flat parts: use FSDP2"):
+        ffn.save(flat(toys.model()), "nowhere")
+
+
+def test_slices_of_other_neurons_are_not_written_over_the_weights():
+    """As many of them, so that every shape fits."""
+    model = toys.model()
+    params = ffn.attach(model, toys.neurons(**{"0.up.row": [1, 2], "1.down.column": [3]}))
+    saved.steps(model, saved.optimizer("torch", params))
+    twin = toys.model()
+    ffn.attach(twin, toys.neurons(**{"0.up.row": [7, 40], "1.down.column": [5]}))
+    with pytest.warns(UserWarning, match=r"up_proj\.rows: .* other neurons: taken from the weight"):
+        twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(saved.logits(twin), saved.logits(model))
+
+
+def test_a_dict_of_the_models_own_tensors_loses_no_step():
+    model = trained("rows", "torch")
+    given = model.state_dict()
+    now = copy.deepcopy(given)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.data += 1
+            now[name] += 1
+    model.load_state_dict(given)
+    assert all(torch.equal(p, now[name]) for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("ranks", ["all", "first"])
+def test_a_plain_models_dict_into_fsdp2(pool, ranks):
+    """torch.distributed.checkpoint puts the model's own slices into a dict that has none."""
+    for away in pool.run("plain_into_fsdp2", ranks):
+        assert away == 0.0
+
+
+def test_fsdp2_shards_a_model_before_its_values_are_there(pool):
+    assert pool.run("sharded_without_values") == [0.0, 0.0]
