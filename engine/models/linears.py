@@ -55,7 +55,7 @@ def check_linears(model: nn.Module, names: Iterable[str]) -> None:
 def check_linear(linear: nn.Linear, where: str = "") -> None:
     """Raises UserError for a layer that is more than a product with its own weight; `where` opens the line."""
     kind = type(linear)
-    if not isinstance(linear._parameters.get("weight"), nn.Parameter):
+    if "weight" not in dict(linear.named_parameters(recurse=False)):
         raise UserError(f"{where}its weight is made of others (weight_norm, pruning, parametrize): make it plain first")
     if not linear.weight.is_floating_point():
         name = f"{kind.__name__} of {linear.weight.dtype}"

@@ -14,6 +14,7 @@ from torch import nn
 from ...kernels.common.activations import value
 from ..common.errors import UserError
 from ..common.files import read_json
+from ..common.private import with_children
 
 BLOCK = re.compile(r"((?:.*\.)?(?:layers|h)\.)(\d+)(\..*)")
 """A tensor of a block: what comes before its number, the number, the rest."""
@@ -101,8 +102,8 @@ def _check_forward(site: FFNSite) -> None:
     *first, last = (small[child] for child in site.projections.values())
     residual = () if site.gated else (torch.zeros_like(x),)
     others = {name: copy.copy(child).train() for name, child in site.module.named_children() if name not in small}
-    stub = copy.copy(site.module)
-    vars(stub).update(_modules=others | small, training=True)
+    stub = with_children(site.module, others | small)
+    stub.training = True
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         h = value(first[0](x), site.activation)
         expected = last(h * first[1](x) if site.gated else h)
