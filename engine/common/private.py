@@ -6,6 +6,7 @@ kernels/common/dispatch.py.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,13 @@ def same_timeout(device: torch.device) -> None:
 def largest_values(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The largest absolute value of each tensor, in few launches."""
     return torch._foreach_norm(tensors, float("inf"))
+
+
+def with_children(module: nn.Module, children: dict[str, nn.Module]) -> nn.Module:
+    """A copy of a module with other children; the rest it shares."""
+    twin = copy.copy(module)
+    vars(twin)["_modules"] = children
+    return twin
 
 
 def allow_variants(variants: int) -> None:

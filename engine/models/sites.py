@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...kernels.common.activations import value
 from ..common.errors import UserError
 from ..common.files import read_json
+from ..common.private import with_children
 
 BLOCK = re.compile(r"((?:.*\.)?(?:layers|h)\.)(\d+)(\..*)")
 """A tensor of a block: what comes before its number, the number, the rest."""
@@ -44,6 +47,8 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
         roles = _roles(module)
         if roles:
             sites.append(FFNSite(len(sites), name, module, roles, _activation(module, name)))
+            if not hasattr(module, "roles"):
+                _check_forward(sites[-1])
     if not sites:
         raise UserError(
             f"{type(model).__name__} has no FFN that this engine knows (gate/up/down or in/out linear layers): "
@@ -80,6 +85,37 @@ def _activation(module: nn.Module, name: str) -> str:
     if kind not in known:
         raise UserError(f"{name}: activation {kind} is not one of SiLU, GELU or tanh-GELU")
     return known[kind]
+
+
+def _check_forward(site: FFNSite) -> None:
+    """Raises UserError for an FFN that is more than its linear layers and activation: dropout, norm, clamp, factors.
+
+    Its class's own forward runs on a copy with small layers, in training and with large values.
+    """
+    draw, sizes = torch.Generator().manual_seed(0), {"down": (8, 4), "out": (8, 4)}
+    small = {}
+    for role, child in site.projections.items():
+        small[child] = nn.utils.skip_init(nn.Linear, *sizes.get(role, (4, 8)), device="cpu", dtype=torch.float64)
+        for p in small[child].parameters():
+            nn.init.normal_(p, generator=draw)
+    x = torch.randn(6, 4, dtype=torch.float64, device="cpu", generator=draw) * 10
+    *first, last = (small[child] for child in site.projections.values())
+    residual = () if site.gated else (torch.zeros_like(x),)
+    others = {name: copy.copy(child).train() for name, child in site.module.named_children() if name not in small}
+    stub = with_children(site.module, others | small)
+    stub.training = True
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        h = value(first[0](x), site.activation)
+        expected = last(h * first[1](x) if site.gated else h)
+        try:
+            same = torch.allclose(type(stub).forward(stub, x, *residual), expected, rtol=1e-3, atol=1e-3)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            same = False
+    if not same:
+        raise UserError(
+            f"{site.name}: {type(stub).__name__} does more than its linear layers and {site.activation} (dropout, a "
+            "norm, a clamp, a factor): no FFN that this engine knows; dropout must be 0 in the model's config"
+        )
 
 
 def empty_model(folder: str | os.PathLike[str]) -> nn.Module:

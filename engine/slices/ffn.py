@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.files import MODE
+from ..models.linears import check_linears
 from ..models.sites import FFNSite, find_ffns
 from .fused import FusedFFN
-from .linear import SliceLinear, refuse_slices, slice_linear
+from .linear import BOTH, SliceLinear, refuse_slices, slice_linear
 from .written import gathered, is_sharded
 
 
@@ -47,12 +48,16 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
         raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(sites)}")
     for site in sites:
         _check_site(site, neurons)
-    model.requires_grad_(False)
-    fused = fuse(model, recompute)
     chosen: dict[tuple[int, str], dict[str, Tensor]] = {}
     for (layer, role, axis), index in neurons.slices.items():
         if len(index):
             chosen.setdefault((layer, role), {})["rows" if axis == "row" else "columns"] = index
+    names = {place: _name(sites[place[0]], place[1]) for place in chosen}
+    if twice := [names[place] for place, index in chosen.items() if len(index) > 1]:
+        raise UserError(f"{twice[0]}: {BOTH}")
+    check_linears(model, names.values())
+    model.requires_grad_(False)
+    fused = fuse(model, recompute)
     params: list[nn.Parameter] = []
     for (layer, role), index in sorted(chosen.items()):
         params += slice_linear(fused[layer], fused[layer].roles[role], **index).trainable()
@@ -85,16 +90,28 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
     model without `save_pretrained`, and for one that PEFT wraps.
     """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UserError("FSDP1 cuts weights into flat parts: use FSDP2 (fully_shard; Accelerate's fsdp_version: 2)")
     model = unwrapped(model)
     if hasattr(model, "peft_config"):
         raise UserError("the model has PEFT's adapters: merge them first (model.merge_and_unload())")
     if not hasattr(model, "save_pretrained"):
         raise UserError(f"{type(model).__name__} has no save_pretrained: slices.merge(model) makes its layers plain")
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file: name a folder")  # save_pretrained would log it and write nothing
     tensors = plain_state(model)
     if _first_rank():
         model.save_pretrained(folder, state_dict=tensors)
-        for file in Path(folder).glob("*.safetensors"):
-            file.chmod(MODE)  # safetensors' writer lets nobody else read its files
+        _finish(Path(folder))
+
+
+def _finish(folder: Path) -> None:
+    """Take out what an earlier save left, which a program could load instead; open the files to all readers."""
+    shards = [*folder.glob("model-*-of-*.safetensors")]  # an earlier save's are gone already
+    stale = "model.safetensors" if shards else "model.safetensors.index.json"
+    (folder / stale).unlink(missing_ok=True)
+    for file in shards or [folder / "model.safetensors"]:
+        file.chmod(MODE)  # safetensors' writer lets nobody else read its files
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -111,13 +128,10 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     others get an empty dict.
     """
     _refuse_routed(model)
-    own = {
-        f"{name}.{slot}"
-        for name, module in model.named_modules()
-        if isinstance(module, SliceLinear)
-        for slot in ("rows", "columns", "bias_rows")
-    }
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in own}
+    state = model.state_dict(keep_vars=True)
+    own = {id(p) for module in model.modules() if isinstance(module, SliceLinear) for p in module.trainable()}
+    # Layers that torch.compile has wrapped one by one have its name in theirs.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if id(tensor) not in own}
     if not any(is_sharded(tensor) or hasattr(tensor, "ds_id") for tensor in state.values()):
         return {name: tensor.detach() for name, tensor in state.items()}
     whole: dict[int, Tensor | None] = {}
@@ -140,6 +154,10 @@ def _first_rank() -> bool:
     return not (
         torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
     )
+
+
+def _name(site: FFNSite, role: str) -> str:
+    return f"{site.name}.{site.projections[role]}".lstrip(".")
 
 
 def _check_site(site: FFNSite, neurons: Any) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 from ...kernels.common.outputs import wide
 from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from ..common.errors import UserError
-from .written import Place, gathered, input_with_gradient, is_partitioned, is_sharded, keep_current
+from ..models.linears import check_linear, check_linears, checked_index, index_in
+from .written import Place, gathered, input_with_gradient, is_partitioned, keep_current
 
 BOTH = "a linear layer cannot train rows and columns at once: the weights where they cross would have two owners"
 
@@ -43,7 +43,7 @@ class SliceLinear(nn.Module):
         super().__init__()
         if rows is not None and columns is not None:
             raise UserError(BOTH)
-        _check_weight(linear)
+        check_linear(linear)
         self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.weight.requires_grad_(False)
@@ -73,8 +73,10 @@ class SliceLinear(nn.Module):
         self.register_buffer(name, index.to(self.weight.device), persistent=False)
 
     def plain(self) -> nn.Linear:
-        """The layer that this one was made of, with the trained values."""
+        """The layer that this one was made of, with the trained values. An optimizer of the slices moves it no more."""
         self.refresh()
+        for parameter in self.trainable():
+            del parameter.slice_of
         self.original.weight, self.original.bias = self.weight, self.bias
         return self.original.train(self.training)
 
@@ -106,6 +108,7 @@ class SliceLinear(nn.Module):
         self.link()  # a copied or loaded parameter has no attributes
 
     def _apply(self, fn, recurse: bool = True):
+        self.placed = _nothing  # FSDP2's weights are swapped, and torch swaps none that is weakly referred to
         super()._apply(fn, recurse)
         self.link()  # .to(device) makes new buffers
         return self
@@ -205,6 +208,10 @@ class _SliceLinear(torch.autograd.Function):
         return dx, None, *grads
 
 
+def _nothing() -> None:
+    """In the place of a weak reference to no weight."""
+
+
 def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """Under autocast every operand in its dtype, as F.linear would have it; elsewhere unchanged."""
     if not torch.is_autocast_enabled(x.device.type):
@@ -230,7 +237,8 @@ def slice_linears(
     if twice := rows.keys() & columns.keys():
         raise UserError(f"{min(twice)}: {BOTH}")
     named = [(name, axis, index) for axis, own in (("rows", rows), ("columns", columns)) for name, index in own.items()]
-    chosen = [(name, axis, _index_in(model, name, axis, index)) for name, axis, index in named]
+    chosen = [(name, axis, index_in(model, name, axis, index)) for name, axis, index in named]
+    check_linears(model, [name for name, *_ in chosen])
     model.requires_grad_(False)
     params: list[nn.Parameter] = []
     for name, axis, index in chosen:
@@ -256,44 +264,3 @@ def refuse_slices(model: nn.Module) -> None:
             f"the model trains slices already ({found[0]}; {len(found)} layers): call slices.merge(model) first, which "
             "keeps what they were trained to, and make a new optimizer"
         )
-
-
-def _index_in(model: nn.Module, name: str, axis: str, index: Sequence[int] | Tensor) -> Tensor:
-    """The rows or columns of the layer `name` as int64. Raises UserError for what is not there."""
-    modules = dict(model.named_modules())
-    if name not in modules:
-        near = get_close_matches(name, [n for n, m in modules.items() if isinstance(m, nn.Linear)], 1, 0.0)
-        raise UserError(f"{name!r}: the model has no such layer" + "".join(f"; is it {other!r}?" for other in near))
-    if not isinstance(linear := modules[name], nn.Linear):
-        raise UserError(f"{name} is a {type(linear).__name__}, not an nn.Linear: name a linear layer")
-    _check_weight(linear)
-    size = linear.out_features if axis == "rows" else linear.in_features
-    try:
-        return checked_index(torch.as_tensor(index), size, axis[:-1])
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
-def _check_weight(linear: nn.Linear) -> None:
-    """Raises UserError for a weight of which no rows can be taken."""
-    if is_sharded(linear.weight):
-        raise UserError("the weights are sharded already: choose the slices first, then call fully_shard")
-    if not linear.weight.is_floating_point():
-        kind = f"{type(linear).__name__} of {linear.weight.dtype}"
-        raise UserError(f"{kind}: slices of quantised weights cannot be trained; load the model unquantised")
-
-
-def checked_index(index: Tensor, size: int, what: str) -> Tensor:
-    """`index` as int64. Raises UserError if it is empty, no numbers, outside `size`, or names a row or column twice."""
-    if index.ndim != 1 or len(index) == 0:
-        raise UserError(f"{what} index must be a non-empty list, not of shape {tuple(index.shape)}")
-    if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-        raise UserError(f"{what} index is {index.dtype}: give whole numbers (of a mask, mask.nonzero().flatten())")
-    index = index.to(torch.int64)
-    if int(index.min()) < 0 or int(index.max()) >= size:
-        raise UserError(
-            f"{what} index {int(index.max() if index.max() >= size else index.min())}: the layer has {size}"
-        )
-    if len(torch.unique(index)) != len(index):
-        raise UserError(f"{what} index holds duplicates: name every {what} once")
-    return index

@@ -74,22 +74,33 @@ def _before_saving(layer: nn.Module, state_dict: dict, prefix: str, local_metada
 def _before_loading(layer: nn.Module, state_dict: dict, prefix: str, *_: Any) -> None:
     """A dict of a plain model has no slices: its weights give them. Else the old ones would be written over it.
 
-    Raises UserError for slices that are not those of the dict's weight: they are of other rows than this layer trains.
+    torch.distributed.checkpoint fills such a dict up with the model's own slices: they are taken from the weights too.
+    Raises UserError for any other slices that the dict's weights do not have: they are of other rows than this layer's.
     """
     names = {id(p): name for name, p in layer.named_parameters()}
     for parameter, tensor, axis, index in layer.slices():
-        key, given = prefix + names[id(parameter)], state_dict.get(prefix + tensor)
-        if given is None or given.numel() == 0 or given.shape != getattr(layer, tensor).shape:
-            continue  # a shard of a checkpoint, ZeRO-3's placeholder, or what torch refuses itself
-        own = _whole(given.detach()).index_select(axis, index.to(given.device))
-        own = own.t().contiguous() if axis else own
-        if key not in state_dict:
-            state_dict[key] = _like(parameter, own)
-        elif not torch.equal(own, _whole(state_dict[key].detach()).to(own)):
+        key, given, own = prefix + names[id(parameter)], state_dict.get(prefix + tensor), getattr(layer, tensor)
+        if given is None or given.is_meta or index.is_meta or given.shape != own.shape or _same_memory(given, own):
+            continue  # a part of a checkpoint, values that come later, or what torch refuses by itself
+        part = _whole(given.detach()).index_select(axis, index.to(given.device))
+        part = part.t().contiguous() if axis else part  # columns are stored as rows
+        if key in state_dict and _equal(saved := _whole(state_dict[key].detach()), part):
+            continue
+        if key in state_dict and not _equal(saved, _whole(parameter.detach())):
             raise UserError(
                 f"{key}: the checkpoint trained other {'columns' if axis else 'rows'} of this layer, or in another "
                 "order: attach the neurons that it was trained with"
             )
+        state_dict[key] = _like(parameter, part)
+
+
+def _equal(saved: Tensor, part: Tensor) -> bool:
+    return saved.shape == part.shape and torch.allclose(saved.to(part), part, rtol=0, atol=0, equal_nan=True)
+
+
+def _same_memory(given: Tensor, own: Tensor) -> bool:
+    """Whether a dict's tensor is the layer's own: it can lack a step that its slices have."""
+    return not (is_sharded(given) or is_sharded(own)) and given.data_ptr() == own.data_ptr()
 
 
 def _after_loading(layer: nn.Module, incompatible_keys: Any) -> None:
@@ -105,6 +116,8 @@ def write(layer: nn.Module) -> None:
     Where they are sharded (FSDP2) or partitioned (ZeRO-3) this is a collective: every rank calls it.
     """
     tensors = _tensors(layer)
+    if any(t.is_meta for t in tensors):
+        return  # Accelerate shards a model without its values, which it loads then
     if any(map(is_partitioned, tensors)):
         with gathered([p for p, *_ in layer.slices()]), gathered([layer.weight, layer.bias], keep=True):
             layer.refresh()

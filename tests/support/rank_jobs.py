@@ -44,6 +44,8 @@ from slicetune.engine.training.plan import Plan
 from slicetune.engine.training.zero import ZeroEngine
 
 two_ranks = saved.two_ranks
+plain_into_fsdp2 = saved.plain_into_fsdp2
+sharded_without_values = saved.sharded_without_values
 
 
 def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]:

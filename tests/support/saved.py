@@ -14,6 +14,7 @@ import toys
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 from transformers import LlamaForCausalLM
 
 from slicetune.engine import ffn, slices
@@ -160,3 +161,45 @@ def _deepspeed(model: nn.Module, params: list, wrapper: str, way: str, opt: str,
         saved = torch.load(out / file, weights_only=False) if file else from_checkpoint(str(out))
         saved = saved["module"] if way == "module" else saved
     return engine, saved
+
+
+def plain_into_fsdp2(ranks: str) -> float:
+    """How far an attached FSDP2 model is from a plain one whose dict it has loaded, after it was moved once more.
+
+    `ranks`: "all" have the dict, or the "first" sends it.
+    """
+    model, _ = sliced("rows")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    plain = toys.model(seed=5)
+    has = ranks == "all" or not torch.distributed.get_rank()
+    options = dcp.StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=ranks == "first")
+    dcp.set_model_state_dict(model, plain.state_dict() if has else {}, options=options)
+    model.double().float()
+    return float((logits(model) - logits(plain)).abs().max())
+
+
+def sharded_without_values() -> float:
+    """As Accelerate does with `cpu_ram_efficient_loading`: sharded on the meta device, then loaded, buffers last.
+
+    How far it then is from a model that was attached alone.
+    """
+    model, _ = sliced("columns")
+    alone, _ = sliced("columns")
+    full = model.state_dict()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to("meta")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    fully_shard(model, mesh=mesh)
+    shapes = model.state_dict()
+    assert all(tensor.is_meta for tensor in shapes.values())
+    parts = {
+        name: distribute_tensor(full[name], tensor.device_mesh, tensor.placements) for name, tensor in shapes.items()
+    }
+    model.load_state_dict(parts, assign=True)
+    for name, buffer in buffers.items():
+        parent, _, child = name.rpartition(".")
+        model.get_submodule(parent).register_buffer(child, buffer, persistent=False)
+    return float((logits(model) - logits(alone)).abs().max())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.slice_gradient import compact_gradient
-from ...slices.linear import checked_index
+from ...models.linears import checked_index
 from ...slices.written import keep_current
 
 

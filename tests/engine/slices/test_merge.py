@@ -185,3 +185,14 @@ def test_a_quantised_layer_is_refused():
     model[0].weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match=r"Linear of torch\.uint8: slices of quantised weights"):
         slices.slice_linears(model, rows={"0": [1]})
+
+
+def test_an_optimizer_of_before_moves_the_merged_model_no_more():
+    model, params = saved.sliced("rows")
+    optimizer = saved.optimizer("ours", params)
+    saved.steps(model, optimizer)
+    saved.loss(model).backward()
+    now = saved.logits(slices.merge(model))
+    optimizer.step()
+    optimizer.write_back()
+    assert torch.equal(saved.logits(model), now)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import pytest
 import saved
 import torch
 import toys
+from safetensors import safe_open
 from torch import nn
 
 from slicetune.engine import ffn, slices
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.slices.linear import SliceLinear
-from slicetune.engine.slices.written import leave_to_optimizer
 
 kinds = pytest.mark.parametrize("kind", ["rows", "columns", "linears"])
 optimizers = pytest.mark.parametrize("opt", ["torch", "ours", "sgd"])
@@ -159,77 +158,6 @@ def test_deepspeed_with_an_optimizer_of_torch(pool, how, tmp_path):
     right(pool.run("two_ranks", how, "columns", "torch", str(tmp_path / "saved"))[0])
 
 
-@kinds
-def test_a_dict_of_an_attached_model_resumes_it(kind):
-    model = trained(kind, "torch")
-    twin, _ = saved.sliced(kind)
-    twin.load_state_dict(copy.deepcopy(model.state_dict()))
-    assert torch.equal(saved.logits(twin), saved.logits(model))
-
-
-@kinds
-@pytest.mark.parametrize("assign", [False, True])
-def test_a_plain_models_dict_sets_the_slices_too(kind, assign):
-    """Else the old slices would be written over what was loaded, by the next forward."""
-    other = slices.merge(trained(kind, "torch"))
-    model, _ = saved.sliced(kind)
-    model.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
-    assert torch.equal(saved.logits(model), saved.logits(other))
-
-
-@pytest.mark.parametrize("rows", [[5, 9], [17, 3], [3]])
-def test_a_checkpoint_of_other_rows_is_refused(rows):
-    """Of as many rows it would load cleanly, and put one neuron's weights into another."""
-    name = "model.layers.0.mlp.up_proj"
-    model, twin = toys.model(), toys.model()
-    params = slices.slice_linears(model, rows={name: [3, 17]})
-    saved.steps(model, saved.optimizer("torch", params))
-    slices.slice_linears(twin, rows={name: rows})
-    with pytest.raises(UserError, match=rf"{name}\.rows: the checkpoint trained other rows of this layer"):
-        twin.load_state_dict(model.state_dict(), strict=False)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loaded_weights_are_trained_on(dtype):
-    """In low precision the optimizer's float32 masters would bring the last weights back."""
-    model, params = saved.sliced("rows", dtype)
-    optimizer = saved.optimizer("ours", params)
-    saved.steps(model, optimizer)
-    best = copy.deepcopy(model.state_dict())
-    saved.steps(model, optimizer)
-    model.load_state_dict(best)
-    optimizer.param_groups[0] |= {"lr": 1e-9, "weight_decay": 0.0}
-    saved.steps(model, optimizer)
-    assert all(torch.allclose(tensor, best[name], atol=1e-6) for name, tensor in model.state_dict().items())
-
-
-def test_an_optimizer_that_trains_nothing_says_so():
-    model = toys.model()
-    early = saved.optimizer("ours", model.parameters())
-    ffn.attach(model, toys.neurons())
-    with pytest.warns(UserWarning, match="no parameter of this optimizer has a gradient"):
-        early.step()
-    with warnings.catch_warnings(action="error"):
-        early.step()
-        params = [p for p in model.parameters() if p.requires_grad]
-        saved.steps(model, saved.optimizer("ours", params))
-
-
-def test_loading_by_assignment_keeps_slices_tied_to_their_weights():
-    model, _ = saved.sliced("rows")
-    written = leave_to_optimizer(model)
-    model.load_state_dict(trained("rows", "torch").state_dict(), assign=True)
-    params = [p for p in model.parameters() if p.requires_grad]
-    with torch.no_grad():
-        for p in params:
-            p += 1
-    written()
-    for module in model.modules():
-        if isinstance(module, SliceLinear):
-            assert module.rows.slice_of[0] is module.weight
-            assert torch.equal(module.weight[module.row_index], module.rows)
-
-
 def test_saving_disturbs_no_backward():
     """A weight is written as it was read: the graph of a forward before is still to run."""
     model, params = saved.sliced("rows")
@@ -250,13 +178,49 @@ def test_a_low_precision_model_is_saved_in_its_precision(tmp_path):
 
 
 def test_ours_has_no_key_of_its_own(tmp_path):
-    from safetensors import safe_open
-
     ffn.save(trained("columns", "ours"), tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == toys.model().state_dict().keys()
 
 
-def test_what_cannot_be_saved_is_refused():
+@pytest.mark.parametrize("how", ["checkpointed", "compiled"])
+def test_ours_has_the_plain_names_whatever_wraps_a_layer(how, tmp_path):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, params = saved.sliced("rows")
+    for i, layer in enumerate(model.model.layers):
+        wrapped = checkpoint_wrapper(layer) if how == "checkpointed" else torch.compile(layer, backend="eager")
+        model.model.layers[i] = wrapped
+    saved.steps(model, saved.optimizer("torch", params))
+    ffn.save(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == toys.model().state_dict().keys()
+    exact(model, tmp_path)
+
+
+def test_an_earlier_save_leaves_nothing_behind(tmp_path):
+    """transformers loads model.safetensors before an index, other programs the index first."""
+    model = trained("rows", "ours")
+    toys.model(seed=3).save_pretrained(tmp_path, max_shard_size="10KB")
+    ffn.save(model, tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("*safetensors*")) == ["model.safetensors"]
+    model.save_pretrained = partial(model.save_pretrained, max_shard_size="10KB")
+    ffn.save(model, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    exact(model, tmp_path)
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(UserError, match="Linear has no save_pretrained"):
         ffn.save(nn.Linear(2, 2), "nowhere")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        ffn.save(trained("rows", "ours"), file)
+    flat = type("FullyShardedDataParallel", (nn.Sequential,), {})
+    with pytest.raises(UserError, match="FSDP1 cuts weights into flat parts: use FSDP2"):
+        ffn.save(flat(toys.model()), "nowhere")
+
+
+def test_fsdp2_shards_a_model_before_its_values_are_there(pool):
+    assert pool.run("sharded_without_values") == [0.0, 0.0]
