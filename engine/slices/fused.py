@@ -23,6 +23,7 @@ from ...kernels.gated.op import gated_backward, gated_forward
 from ...kernels.plain.op import plain_backward, plain_forward
 from ...kernels.slice_gradient import compact_gradient
 from ...kernels.tap import tap as product_sums
+from ..common.errors import UserError
 from ..common.private import zero3_leaf
 from ..models.sites import FFNSite
 from .linear import SliceLinear, cast_for_autocast
@@ -191,8 +192,15 @@ def operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]
     """x and each layer's weight and bias, slices written in, in autocast's dtype where that is on."""
     for linear in linears:
         if not isinstance(linear, nn.Linear):
-            linear.before_forward()
+            _before_forward(linear)
     return cast_for_autocast(x, *(t for linear in linears for t in (linear.weight, linear.bias)))
+
+
+def _before_forward(linear: nn.Module) -> None:
+    if not hasattr(linear, "before_forward"):
+        kind = f"{type(linear).__module__.partition('.')[0]}'s {type(linear).__name__}"
+        raise UserError(f"an attached FFN has {kind} in it, which would be left out: call slices.merge(model) before")
+    linear.before_forward()
 
 
 def weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:

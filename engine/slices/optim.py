@@ -194,10 +194,15 @@ class SparseColumnAdamW(torch.optim.Optimizer):
         """A parameter's part in this step, which is counted here unless `counts` is False."""
         if grad.is_sparse:
             raise UserError("sparse gradient: use dense gradients (nn.Embedding(sparse=False))")
-        step = int(state[COUNT].add_(1) if counts else state[COUNT])
         weight, index, axis = getattr(p, "slice_of", (None, None, 0))
         if hasattr(p, "to_local"):
             weight = None  # a shard of a slice: whoever gathers it writes it back
+        elif weight is not None and (p.ndim, len(p)) != (weight.ndim, len(index)):
+            raise UserError(
+                f"a slice of {len(index)} rows or columns has become a tensor of shape {tuple(p.shape)}, as under "
+                "FSDP1: use FSDP2 (fully_shard; Accelerate's fsdp_version: 2)"
+            )
+        step = int(state[COUNT].add_(1) if counts else state[COUNT])
         if "master" in state:
             adopt(p, local(state["master"]))
         random = self.moments == "8bit" or (p.dtype == torch.bfloat16 and "master" not in state)

@@ -76,6 +76,17 @@ def test_peft_on_top(kind):
     assert torch.equal(saved.logits(tuned.unload()), base)
 
 
+def test_peft_in_an_attached_ffn_is_refused():
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(saved.sliced("columns")[0], LoraConfig(target_modules=["lm_head"], r=2))
+    saved.logits(tuned)
+    layer = saved.sliced("rows")[0]
+    tuned = get_peft_model(layer, LoraConfig(target_modules=r".*\.0\.mlp\.down_proj", r=2))
+    with pytest.raises(UserError, match=r"an attached FFN has peft's Linear in it.*slices\.merge"):
+        saved.logits(tuned)
+
+
 def test_hooks_that_were_there_before_fire_again():
     plain, calls = toys.model(), []
     plain.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append("ffn"))

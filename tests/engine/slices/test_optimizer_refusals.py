@@ -11,6 +11,7 @@ from steps import assert_same_bits, give_gradients, parameters, run, twins
 from torch import nn
 
 from slicetune.engine.common.errors import UserError
+from slicetune.engine.slices.linear import slice_linears
 from slicetune.engine.slices.optim import SparseColumnAdamW
 
 REFUSED = [
@@ -32,6 +33,18 @@ REFUSED = [
     ({"params": [nn.Parameter(torch.ones(3, dtype=torch.complex64))]}, "complex64: only float32"),
     ({"params": [nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False)]}, "int64: only float32"),
 ]
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (12,), (5,)])
+def test_a_slice_that_was_cut_flat_is_refused(shape):
+    """As FSDP1 does, with its parameters and with biases'."""
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    params = slice_linears(layer, rows={"0": [0, 2, 3]})
+    at = 1 if shape == (5,) else 0
+    params[at].data = torch.zeros(shape)
+    params[at].grad = torch.zeros(shape)
+    with pytest.raises(UserError, match="as under FSDP1: use FSDP2"):
+        SparseColumnAdamW(params).step()
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
