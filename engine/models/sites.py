@@ -92,11 +92,12 @@ def _check_forward(site: FFNSite) -> None:
 
     Its class's own forward runs on a copy with small layers, in training and with large values.
     """
-    draw, sizes = torch.Generator().manual_seed(0), {"down": (8, 4), "out": (8, 4)}
-    small = {}
-    for role, child in site.projections.items():
-        small[child] = nn.utils.skip_init(nn.Linear, *sizes.get(role, (4, 8)), device="cpu", dtype=torch.float64)
-        for p in small[child].parameters():
+    draw, sizes, small = torch.Generator().manual_seed(0), {"down": (8, 4), "out": (8, 4)}, {}
+    with torch.random.fork_rng(devices=[]):  # a new layer draws its values
+        for role, child in site.projections.items():
+            small[child] = nn.Linear(*sizes.get(role, (4, 8)), device="cpu", dtype=torch.float64)
+    for layer in small.values():
+        for p in layer.parameters():
             nn.init.normal_(p, generator=draw)
     x = torch.randn(6, 4, dtype=torch.float64, device="cpu", generator=draw) * 10
     *first, last = (small[child] for child in site.projections.values())

@@ -172,6 +172,8 @@ class SparseColumnAdamW(torch.optim.Optimizer):
 
         def put(_) -> None:
             self.state.update(entries)
+            for p in entries:
+                _settle(p)
 
         hooks = [self.register_load_state_dict_pre_hook(take)]
         hooks.append(self.register_load_state_dict_post_hook(put, prepend=True))
@@ -203,8 +205,9 @@ class SparseColumnAdamW(torch.optim.Optimizer):
                 "FSDP1: use FSDP2 (fully_shard; Accelerate's fsdp_version: 2)"
             )
         step = int(state[COUNT].add_(1) if counts else state[COUNT])
-        if "master" in state:
+        if _is_loaded(p) and "master" in state:
             adopt(p, local(state["master"]))
+        _settle(p)
         random = self.moments == "8bit" or (p.dtype == torch.bfloat16 and "master" not in state)
         return Slice(
             param=local(p),
@@ -225,6 +228,17 @@ class SparseColumnAdamW(torch.optim.Optimizer):
             axis=axis,
             key=rounding_key(self.seed, ordinal, step) if random else 0,
         )
+
+
+def _is_loaded(p: Tensor) -> bool:
+    """Whether the model has loaded other values into a slice since its last step."""
+    return getattr(getattr(p, "slice_of", None), "loaded", False)
+
+
+def _settle(p: Tensor) -> None:
+    """The slice and its master agree: the master has followed, or was loaded itself."""
+    if _is_loaded(p):
+        p.slice_of.loaded = False
 
 
 @torch.no_grad()

@@ -25,6 +25,9 @@ class Place(tuple):
     Pickled with a parameter it is empty: an optimizer's file would hold whole weights. The layer sets it again.
     """
 
+    loaded = False
+    """Whether other values were loaded since the optimizer's last step."""
+
     def __reduce__(self) -> tuple:
         return Place, ((None, None, self[2]),)
 
@@ -105,6 +108,9 @@ def _same_memory(given: Tensor, own: Tensor) -> bool:
 
 def _after_loading(layer: nn.Module, incompatible_keys: Any) -> None:
     layer.link()  # assign=True puts other parameters in
+    for parameter, *_ in layer.slices():
+        if hasattr(parameter, "slice_of"):
+            parameter.slice_of.loaded = True
     if not any(is_sharded(t) or is_partitioned(t) for t in _tensors(layer)):
         layer.refresh()
 
