@@ -1,4 +1,4 @@
-"""A run as a PEFT adapter: a slice delta is exactly a LoRA adapter, and a LoRA run's is its own.
+"""A run as a PEFT adapter: a slice delta is a LoRA adapter, and a LoRA run's is its own.
 
 k trained rows are a product of rank k: B [out, k] one-hot, A [k, in] the rows' change; k columns the other way round,
 B [out, k] the change, A [k, in] one-hot. alpha = rank, so the product counts once. The adapter's sum with the base is

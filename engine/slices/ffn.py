@@ -38,7 +38,8 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
 
     Use it like PEFT's get_peft_model, before a trainer or wrapper takes the model: FSDP2, DDP, DeepSpeed. Its
     `state_dict()` is the trained model at any time; `save` writes it as a plain one, `slices.merge(model)` makes it
-    one. Raises UserError if the set was made for another model, and if the model trains slices already.
+    one. Raises UserError if the set was made for another model, if the model trains slices already, and for FFNs and
+    layers that are more than they seem (find_ffns, check_linears); the model is then as it was.
     """
     if not isinstance(model, nn.Module) or not hasattr(neurons, "slices"):
         raise UserError("attach takes a model and a NeuronSet: attach(model, NeuronSet.load(file))")
@@ -88,7 +89,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     The model goes on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
     sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
-    model without `save_pretrained`, and for one that PEFT wraps.
+    model without `save_pretrained`, for PEFT's, FSDP1's and LANDeRMT's, and if `folder` is a file.
     """
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise UserError("FSDP1 cuts weights into flat parts: use FSDP2 (fully_shard; Accelerate's fsdp_version: 2)")
@@ -151,6 +152,7 @@ def _refuse_routed(model: nn.Module) -> None:
 
 
 def _first_rank() -> bool:
+    """Of the process group: somebody's own loop may have started its ranks without torchrun's variables."""
     return not (
         torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
     )

@@ -22,7 +22,6 @@ from ..common.checkpoint import MASTER
 from ..common.distributed import device, rank, world
 from ..data.batching import Batch
 from ..scoring.loss import Losses
-from ..slices.fused import FusedFFN
 from ..slices.groups import activate, optimizer_groups
 from ..slices.optim import SparseColumnAdamW
 from ..slices.written import leave_to_optimizer
@@ -76,7 +75,7 @@ class ZeroEngine:
         )
         bf16 = next(iter(self.params.values())).dtype == torch.bfloat16
         if self.stage == 3:
-            # The FFN reads its children's weights itself, as DoRA does its layer's: they are gathered together with it.
+            # DoRA reads its layer's weights itself: they are gathered together with it. (A FusedFFN says so: fused.py.)
             deepspeed.utils.set_z3_leaf_modules(model, _leaves(model), raise_if_not_found=False)
             # A leaf's gradients are reduced when the gradient of its input is there. In a frozen model the first
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
@@ -205,8 +204,8 @@ class ZeroEngine:
 
 
 def _leaves(model: nn.Module) -> list[type[nn.Module]]:
-    """Kinds of modules whose forward reads a child's weight without calling the child."""
-    return list({type(m) for m in model.modules() if isinstance(m, FusedFFN) or getattr(m, "lora_magnitude_vector", 0)})
+    """Kinds of modules whose forward reads a child's weight without calling the child, and that do not say so."""
+    return list({type(m) for m in model.modules() if getattr(m, "lora_magnitude_vector", 0)})
 
 
 def same_sums_as_stage_3(model: nn.Module) -> None:

@@ -121,6 +121,11 @@ def state(params: list[nn.Parameter]) -> list[Tensor]:
     return [p.detach().clone() for p in params]
 
 
+def state_of(model: nn.Module) -> list[Tensor]:
+    """A copy of what a model trains."""
+    return state([p for p in model.parameters() if p.requires_grad])
+
+
 def same_row(what: str, a: list[Tensor], b: list[Tensor]) -> None:
     """A row: two trained states, which are to be equal bit for bit."""
     largest = max(distance(x.float(), y.float()) for x, y in zip(a, b, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import loops
 from shared import WORK, finish, row
-from torch import nn
 from transformers import Trainer, TrainingArguments
 
 FOLDER = WORK / "trainer"
@@ -26,10 +25,6 @@ def trained(kind: str, name: str, resume: str | None = None, dtype: str = "float
     return trainer
 
 
-def state(model: nn.Module) -> list:
-    return loops.state([p for p in model.parameters() if p.requires_grad])
-
-
 def saves(kind: str, what: str, **own: object) -> None:
     """save_model right after the last step, then ffn.save."""
     name = f"{kind or 'own'}-{what.split()[0]}"
@@ -49,7 +44,7 @@ def resumes(kind: str) -> None:
     middle = FOLDER / f"{kind}-resume" / "checkpoint-6"
     again = trained(kind, f"{kind}-resumed", resume=str(middle))
     what = f"{KINDS[kind]}: resumed from checkpoint-6"
-    loops.same_row(what, state(again.model), state(whole.model))
+    loops.same_row(what, loops.state_of(again.model), loops.state_of(whole.model))
     loops.saved(f"{KINDS[kind]}: checkpoint-12 of that run", whole.model, FOLDER / f"{kind}-resume" / "checkpoint-12")
 
 
@@ -57,7 +52,9 @@ def checkpointing(kind: str) -> None:
     """Gradient checkpointing trains the same weights."""
     usual = trained(kind, f"{kind}-usual")
     less = trained(kind, f"{kind}-checkpointing", gradient_checkpointing=True)
-    loops.same_row(f"{KINDS[kind]}: gradient checkpointing against none", state(less.model), state(usual.model))
+    loops.same_row(
+        f"{KINDS[kind]}: gradient checkpointing against none", loops.state_of(less.model), loops.state_of(usual.model)
+    )
 
 
 def best(kind: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import loops
 from datasets import Dataset
 from shared import WORK, finish, truth
-from torch import nn
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -31,10 +30,6 @@ def trained(kind: str, name: str, resume: str | None = None, **own: object) -> S
     return trainer
 
 
-def state(model: nn.Module) -> list:
-    return loops.state([p for p in model.parameters() if p.requires_grad])
-
-
 def saves(kind: str, what: str, **own: object) -> None:
     """save_model right after the last step, then ffn.save."""
     name = f"{kind}-{what.split()[0]}"
@@ -50,7 +45,9 @@ def resumes(kind: str) -> None:
     """From the checkpoint in the middle of a run, against that run."""
     whole = trained(kind, f"{kind}-resume", save_strategy="steps", save_steps=6)
     again = trained(kind, f"{kind}-resumed", resume=str(FOLDER / f"{kind}-resume" / "checkpoint-6"))
-    loops.same_row(f"{KINDS[kind]}: resumed from checkpoint-6", state(again.model), state(whole.model))
+    loops.same_row(
+        f"{KINDS[kind]}: resumed from checkpoint-6", loops.state_of(again.model), loops.state_of(whole.model)
+    )
 
 
 if __name__ == "__main__":
