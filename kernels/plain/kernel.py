@@ -107,7 +107,7 @@ def launch_backward(dh, pre, activation, bias, gain, route, segments, signed, in
 
 
 def aot() -> list[AotCase]:
-    """Every pinned configuration: BLOOM's gelu_tanh in each dtype, and each option that changes its registers."""
+    """Every pinned configuration: BLOOM's gelu_tanh in each dtype, and each option that changes its registers; ReLUs."""
     forward = functools.partial(blocks.cases, _forward_kernel, "plain_forward", "P H BIAS")
     backward = functools.partial(blocks.cases, _backward_kernel, "plain_backward", "DH P DP BIAS")
     return [
@@ -118,4 +118,7 @@ def aot() -> list[AotCase]:
         *backward(SCORES, "bf16", "gelu_tanh", "scores"),
         *backward(SCORES, "fp32", "gelu_tanh", "scores"),
         *backward(SCORES, "bf16", "gelu_tanh", "scores gain columns h"),
+        *forward(FORWARD, "bf16", "relu2"),
+        *backward(SCORES, "bf16", "relu", "scores"),
+        *backward(SCORES, "bf16", "relu2", "scores"),
     ]

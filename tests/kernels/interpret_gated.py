@@ -88,6 +88,8 @@ CASES = [
     (torch.bfloat16, "gelu", "one element", None),
     (torch.float32, "silu", "exact", None),
     (torch.bfloat16, "silu", "nothing scored", None),
+    (torch.float32, "relu", "odd", "gain"),
+    (torch.float32, "relu2", "odd", None),
 ]
 
 

@@ -15,7 +15,13 @@ from slicetune.kernels.gated.reference import gated_backward_reference, gated_fo
 from slicetune.kernels.tap import tap
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-TORCH = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+TORCH = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 SEGMENTS = torch.tensor([[0, 7], [7, 7], [9, 30], [30, 37]], dtype=torch.int32)
 TOKENS, UNITS = 41, 24
 
@@ -305,5 +311,5 @@ def test_transforms_and_fake_tensors_go_through_the_dispatcher():
 
 def test_unknown_activation():
     _, gate, up = inputs()
-    with pytest.raises(UserError, match=r"'relu'.*silu gelu_tanh gelu"):
-        gated_forward(gate, up, "relu")
+    with pytest.raises(UserError, match=r"'quick_gelu'.*silu gelu_tanh gelu relu relu2"):
+        gated_forward(gate, up, "quick_gelu")
