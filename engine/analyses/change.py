@@ -41,27 +41,35 @@ def mean_changes(run: Path) -> dict[Place, tuple[float, int]]:
     Raises UserError where the run has no delta.
     """
     sites = _modules(run)
-    layers = 1 + max(layer for layer, _ in sites.values())
+    layers = 1 + max(layer for own in sites.values() for layer, *_ in own)
     third = {layer: name for name, part in zip(THIRDS, thirds(layers), strict=True) for layer in part}
     about = delta.read_about(run / "delta")
     total: dict[Place, float] = defaultdict(float)
     count: dict[Place, int] = defaultdict(int)
-    for name, _, part in delta.slices(run / "delta"):
-        layer, projection = sites[about["tensors"][name]["module"]]
-        place = projection, third[layer]
-        total[place] += float((part["new"].double() - part["old"].double()).abs().sum())
-        count[place] += part["new"].numel()
-    roles = list(dict.fromkeys(role for _, role in sites.values()))
+    for name, axis, part in delta.slices(run / "delta"):
+        for layer, projection, rows in sites[about["tensors"][name]["module"]]:
+            of = slice(None)  # columns, and rows of a layer that one projection has for itself
+            if axis == "row":
+                of = (part["index"] >= rows.start) & (part["index"] < rows.stop)
+            place, moved = (projection, third[layer]), part["new"][of].double() - part["old"][of].double()
+            total[place] += float(moved.abs().sum())
+            count[place] += moved.numel()
+    roles = list(dict.fromkeys(role for own in sites.values() for _, role, _ in own))
     places = [(role, name) for role in roles for name in THIRDS]
     return {place: (total[place] / count[place], count[place]) for place in places if count[place]}
 
 
-def _modules(run: Path) -> dict[str, tuple[int, str]]:
-    """Name of every FFN projection → its layer and role, from the exported model's config alone."""
+def _modules(run: Path) -> dict[str, list[tuple[int, str, range]]]:
+    """Name of every FFN layer → its layer's number, and each projection in it with its rows, by config.json alone."""
     if not (run / "model" / "config.json").is_file() or not (run / "delta").is_dir():
         raise UserError(f"{run}: no model/ and delta/ there: name the --out of a finished run that chose neurons")
     sites = checkpoint_sites(run / "model")
-    return {f"{site.name}.{child}": (site.layer, role) for site in sites for role, child in site.projections.items()}
+    found: dict[str, list[tuple[int, str, range]]] = {}
+    for site in sites:
+        for role in site.projections:
+            rows = range(site.first(role), site.first(role) + site.width(role))
+            found.setdefault(site.child(role), []).append((site.layer, role, rows))
+    return found
 
 
 def names_of(runs: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..common import distributed
 from ..data.batching import Batch, Example, batches_by_tokens, pad
-from ..models.load import packs_long_rows
+from ..models.packing import packs_long_rows
 from ..scoring.loss import sample_means, target_losses
 from ..training.updates import Batcher
 from .source import Source

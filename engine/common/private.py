@@ -40,6 +40,11 @@ def with_children(module: nn.Module, children: dict[str, nn.Module]) -> nn.Modul
     return twin
 
 
+def unviewed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor in this shape, and no view to autograd: what a Function returns may then be changed in place."""
+    return torch.ops.aten._unsafe_view(tensor, list(shape))
+
+
 def allow_variants(variants: int) -> None:
     """Let torch.compile make so many versions of one function; above its limit it would run uncompiled, silently."""
     config = torch._dynamo.config

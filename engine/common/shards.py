@@ -40,6 +40,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """The file format's name of a dtype → torch's."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Of weights that are not quantised."""
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 

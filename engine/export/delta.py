@@ -23,8 +23,9 @@ from torch import Tensor
 from ..common import sealed
 from ..common.errors import UserError
 from ..common.files import whole_folder
-from ..common.shards import match_names, open_shard, tensor_files
+from ..common.shards import open_shard, tensor_files
 from ..methods.landermt.routes import ROUTES
+from ..models.names import stored_names
 from ..slices.patches import Patch
 from .model import export_model
 
@@ -35,7 +36,7 @@ Path_ = str | os.PathLike[str]
 def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -> str:
     """Write the slices that `patches` name, as they are in `base` and in the exported `model`; returns a line on it."""
     base, model, out = Path(base), Path(model), Path(out)
-    live = {key: name for name, key in match_names(patches, tensor_files(base)).items()}
+    live = {key: name for name, key in stored_names(base, patches, tensor_files(base)).items()}
     tensors, about = {}, {"format": FORMAT, "tensors": {}}
     for kind, folder in (("old", base), ("new", model)):
         for key, tensor in _read(folder, list(live)):

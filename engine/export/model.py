@@ -21,8 +21,10 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.files import whole_folder
-from ..common.shards import INDEX, SINGLE, Entry, match_names, open_shard, tensor_files, write_shard
+from ..common.shards import FLOATS, INDEX, SINGLE, Entry, open_shard, tensor_files, write_shard
 from ..methods.expansion import Expansion
+from ..models.names import aliases, stored_names
+from ..models.sites import empty_model
 from ..slices.patches import Patch
 
 COPIED = (
@@ -41,8 +43,6 @@ COPIED = (
     "USE_POLICY*",
 )
 """Files beside the weights that a model needs to load, decode and be passed on."""
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def export_model(
@@ -64,7 +64,7 @@ def export_model(
     base, out = Path(base_dir), Path(out_dir)
     names = expansion.names if expansion else lambda name: [name]
     files = {new: shard for name, shard in tensor_files(base).items() for new in names(name)}
-    by_key = {key: patches[name] for name, key in match_names(patches, files).items()}
+    by_key = _by_key(base, patches, files)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     plan = {shard: _plan(base / shard, wanted, names) for shard in dict.fromkeys(files.values())}
     size = sum(entry.bytes for entries in plan.values() for entry in entries)
@@ -80,6 +80,15 @@ def export_model(
     lost = 1 - tally["changed"] / tally["updated"] if tally["updated"] else 0.0
     counts = {name: tally[name] for name in ("patched", "updated", "changed")}
     return {**counts, "lost": max(lost, 0.0), "dtype": stored, "bytes": size}
+
+
+def _by_key(base: Path, patches: Mapping[str, Patch], files: Mapping[str, str]) -> dict[str, Patch]:
+    """The patches by the keys that they change; a tied tensor's go to each key under which the files have it."""
+    found = {key: patches[name] for name, key in stored_names(base, patches, files).items()}
+    for name, others in aliases(empty_model(base)).items():
+        for other in (o for o in others if name in patches and o not in patches and o in files):
+            found[other] = patches[name]
+    return found
 
 
 def summary(result: Mapping[str, Any]) -> str:

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.shards import match_names
 from ..methods.expansion import Expansion
 from ..methods.kinds import method_from
 from ..methods.landermt.routes import ROUTES, Routes
 from ..methods.landermt.settings import Landermt
 from ..methods.method import Method
 from ..models.load import config_json
+from ..models.names import stored_names
 from ..models.shapes import from_config
-from ..models.sites import empty_model, find_ffns
+from ..models.sites import empty_model, find_ffns, layer_slices
 from ..slices.neurons import NeuronSet
+
+PACKED = "gate_up"
+"""What rows of a layer that packs gate and up are counted under."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str
     name = f"{method.title}: " if method else ""
     if neurons is not None:
         chosen = chosen_weights(base, neurons, keys)
-        return Scope(f"{name}{neurons.count:,} chosen slices may change", chosen, tuple(neurons.widths))
+        parts = tuple(dict.fromkeys((*neurons.widths, *(each.part for each in chosen.values()))))
+        parts = tuple(part for part in parts if PACKED not in parts or part not in ("gate", "up"))
+        return Scope(f"{name}{neurons.count:,} chosen slices may change", chosen, parts)
     if method is None or method.selects:
         return Scope(f"{name}no neuron set, so nothing may change", {})
     if method.routes:
@@ -96,7 +101,7 @@ def _whole_scope(base: Path, method: Method, keys: Mapping[str, str]) -> Scope:
     if allowed is None:
         whole = dict.fromkeys(keys, Chosen("all", None))
         return Scope(f"{method.title}: everything may change, so there is nothing to prove", whole, ("all",))
-    chosen = {key: Chosen(live.split(".")[-2], None) for live, key in match_names(allowed, keys).items()}
+    chosen = {key: Chosen(live.split(".")[-2], None) for live, key in stored_names(base, allowed, keys).items()}
     parts = tuple(sorted({each.part for each in chosen.values()}))
     expansion = method.expansion(from_config(config_json(base)).layers)
     if expansion:
@@ -108,7 +113,7 @@ def _whole_scope(base: Path, method: Method, keys: Mapping[str, str]) -> Scope:
 def _routed_scope(base: Path, method: Landermt, routes: Routes, keys: Mapping[str, str]) -> Scope:
     """What LANDeRMT and its ablations train: units of the routed layers, and what of their blocks is trained whole."""
     units = method.trained_units(routes, from_config(config_json(base)))
-    whole = match_names(method.trained_whole(routes, empty_model(base)), keys)
+    whole = stored_names(base, method.trained_whole(routes, empty_model(base)), keys)
     chosen = chosen_weights(base, units, keys)
     chosen |= {key: Chosen(live.split(".")[-2], None) for live, key in whole.items()}
     parts = tuple(dict.fromkeys(each.part for each in chosen.values()))
@@ -119,21 +124,18 @@ def _routed_scope(base: Path, method: Landermt, routes: Routes, keys: Mapping[st
 def chosen_weights(base: Path, neurons: NeuronSet, keys: Mapping[str, str]) -> dict[str, Chosen]:
     """Which part of which tensor of the base belongs to the neuron set; FFNs are found in an empty copy of it."""
     empty = empty_model(base)
-    sites = {site.layer: site for site in find_ffns(empty)}
-    live: dict[str, Chosen] = {}
-    parts: dict[tuple[int, str], list[tuple[str, Tensor]]] = {}
-    for (layer, role, axis), index in neurons.slices.items():
-        if len(index):
-            parts.setdefault((layer, role), []).append((axis, index.cpu()))
-    for (layer, role), slices in sorted(parts.items()):
-        if layer not in sites or role not in sites[layer].projections:
-            raise UserError(f"{base} has no {role} projection in layer {layer}: the neuron set is of another model")
-        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
-        live[f"{name}.weight"] = Chosen(role, tuple(slices))
-        rows = tuple(part for part in slices if part[0] == "row")
-        if rows and getattr(empty.get_submodule(name), "bias", None) is not None:
-            live[f"{name}.bias"] = Chosen(role, rows)
-    return {key: live[name] for name, key in match_names(live, keys).items()}
+    sites, live = find_ffns(empty), {}
+    try:
+        slices = layer_slices(sites, neurons.slices)
+    except UserError as error:
+        raise UserError(f"{base}: {error}") from None
+    roles = {s.child(role): PACKED if s.packed and role == "up" else role for s in sites for role in s.projections}
+    for (name, axis), index in slices.items():
+        own = (*(live[f"{name}.weight"].slices if f"{name}.weight" in live else ()), (axis, index.cpu()))
+        live[f"{name}.weight"] = Chosen(roles[name], own)
+        if axis == "row" and getattr(empty.get_submodule(name), "bias", None) is not None:
+            live[f"{name}.bias"] = Chosen(roles[name], ((axis, index.cpu()),))
+    return {key: live[name] for name, key in stored_names(base, live, keys).items()}
 
 
 def _method(run: Path) -> Method | None:

@@ -15,13 +15,15 @@ from torch.nn import functional as F
 
 from ..common.errors import UserError
 from ..models.shapes import ModelShape
-from ..models.sites import ATTENTION_OUTPUTS, find_ffns
-from .counts import ATTENTION_INPUTS, Trainable, bottlenecks, frozen_values
+from ..models.sites import FFNSite, attention_output_of, find_ffns
+from .counts import Trainable, bottlenecks, frozen_values
 from .lora import Lora
 from .method import Method
 
 DEVIATION = 1e-3
 """Of both weights at the start."""
+ATTENTION_INPUTS = ("query_key_value", "qkv_proj", "Wqkv", "q_proj", "k_proj", "v_proj")
+"""Names of layers that read the attention's input."""
 
 
 @dataclass
@@ -124,12 +126,9 @@ def insert(model: nn.Module, width: int) -> list[Bottleneck]:
     return added
 
 
-def _outputs(model: nn.Module, sites: list[Any]) -> list[str]:
+def _outputs(model: nn.Module, sites: list[FFNSite]) -> list[str]:
     """Names of each block's two output projections, the attention's first."""
     names = []
     for site in sites:
-        block = site.name.rpartition(".")[0]
-        inside = model.get_submodule(block).named_modules()
-        (attention,) = [n for n, m in inside if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ATTENTION_OUTPUTS]
-        names += [f"{block}.{attention}", f"{site.name}.{list(site.projections.values())[-1]}"]
+        names += [f"{site.block}.{attention_output_of(model, site)}", site.layers()[-1]]
     return names

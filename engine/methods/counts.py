@@ -1,17 +1,20 @@
 """How many parameters a method trains and adds, by arithmetic on a model's shape: what the dry run and tests know.
 
-trainable(LLAMA31_8B, 0.01)                       # 1 % of the neurons: least, expected and most weights
-low_rank(LLAMA31_8B, 8, linears(LLAMA31_8B))      # LoRA r=8 on the blocks: 20,971,520
+shape = known("Llama-3.1-8B")
+trainable(shape, 0.01)                  # 1 % of the neurons: least, expected and most weights
+low_rank(shape, 8, linears(shape))      # LoRA r=8 on the blocks: 20,971,520
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 from ..models.shapes import ModelShape
+from ..models.sites import attention_output
 
 
 @dataclass(frozen=True)
@@ -66,39 +69,47 @@ def unit_weights(shape: ModelShape) -> int:
 
 
 def linears(shape: ModelShape, attention: bool = True) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of a block's linear layers by name: its FFN's, and its attention's if that is asked for."""
-    names = ("gate_proj", "up_proj", "down_proj") if shape.gated else ("dense_h_to_4h", "dense_4h_to_h")
-    widths = [(shape.fan_in[role], width) for role, width in shape.widths.items()]
-    ffn = dict(zip(names, widths, strict=True))
-    if not attention:
-        return ffn
-    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if not shape.gated:  # BLOOM packs them
-        return {"query_key_value": (hidden, queries + 2 * keys), "dense": (queries, hidden)} | ffn
-    inward = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
-    return inward | {"o_proj": (queries, hidden)} | ffn
+    """(inputs, outputs) of a block's linear layers by name: its FFN's, and its attention's if that is asked for.
+
+    The name is the last part of the layer's own where no other layer of the block has it too.
+    """
+    short = Counter(x.name.rpartition(".")[2] for x in shape.linears)
+    of = {x: x.name if short[x.name.rpartition(".")[2]] > 1 else x.name.rpartition(".")[2] for x in shape.linears}
+    return {of[x]: (x.inputs, x.outputs) for x in shape.linears if attention or x.name in shape.ffn}
 
 
-ATTENTION_INPUTS = ("query_key_value", "q_proj", "k_proj", "v_proj")
-FFN_INPUTS = ("gate_proj", "up_proj", "dense_h_to_4h")
-FFN_OUTPUTS = ("down_proj", "dense_4h_to_h")
-"""Linear layers by what they read: the normed residual stream of the attention, that of the FFN, or h."""
+def reads_hidden(shape: ModelShape, name: str) -> bool:
+    """Whether a layer of the block reads the normed residual stream: it is no output projection."""
+    others = shape.ffn[-1], attention_output([x.name for x in shape.linears], shape.ffn)
+    return not any(named(other, name) for other in others if other)
+
+
+def named(full: str, name: str) -> bool:
+    """Whether `name` is a layer's full name in the block, or the last part of it."""
+    return name in (full, full.rpartition(".")[2])
 
 
 def frozen_values(shape: ModelShape) -> int:
-    """Values a token that a frozen FFN saves: gate, act(gate) and up; BLOOM's GELU saves its input alone."""
+    """Values a token that a frozen FFN saves: gate, act(gate) and up; a plain one that input alone."""
     return (3 if shape.gated else 1) * shape.intermediate
 
 
 def input_values(shape: ModelShape, trained: Iterable[str]) -> int:
-    """Values a token that a block saves so that these linear layers get a gradient: what they read."""
-    reads = {ATTENTION_INPUTS: shape.hidden, FFN_INPUTS: shape.hidden, FFN_OUTPUTS: shape.intermediate}
-    return sum(width for names, width in reads.items() if not set(names).isdisjoint(trained))
+    """Values a token that a block saves so that these linear layers get a gradient: what they read.
+
+    The normed residual stream of the attention, that of the FFN, and h; what the attention's output projection reads is
+    saved anyway.
+    """
+    trained, ffn = list(trained), shape.ffn
+    of_ffn = [name for name in trained if any(named(full, name) for full in ffn[:-1])]
+    of_attention = [name for name in trained if name not in of_ffn and reads_hidden(shape, name)]
+    last = any(named(ffn[-1], name) for name in trained)
+    return shape.hidden * (bool(of_ffn) + bool(of_attention)) + shape.intermediate * last
 
 
 def block_values(shape: ModelShape) -> int:
     """Values a token that a block saves whose weights are all trained, norms with their normalised input."""
-    return input_values(shape, linears(shape)) + shape.gated * shape.norms * shape.hidden
+    return input_values(shape, linears(shape)) + shape.norm_in_fp32 * shape.norms * shape.hidden
 
 
 def low_rank(shape: ModelShape, rank: int, names: Iterable[str], magnitude: bool = False) -> int:

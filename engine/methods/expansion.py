@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.sites import ATTENTION_OUTPUTS, BLOCK, find_ffns
+from ..models.sites import BLOCK, attention_output_of, find_ffns
+
+DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of blocks."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Expansion:
     def apply(self, model: nn.Module) -> list[nn.Module]:
         """Insert the copies; returns them. Block numbers that modules know and the config's lists follow."""
         sites = find_ffns(model)
-        path = sites[0].name.rpartition(".")[0].rpartition(".")[0]
+        path = sites[0].block.rpartition(".")[0]
+        silent = [[attention_output_of(model, s), s.layers()[-1].removeprefix(f"{s.block}.")] for s in sites]
         old, blocks, new = model.get_submodule(path), [], []
         for number, block in enumerate(old):
             blocks.append(block)
             if number in self.after:
                 new.append(copy.deepcopy(block))
-                _silence(new[-1], list(sites[number].projections.values())[-1])
+                _silence(new[-1], silent[number])
                 blocks.append(new[-1])
         for number, block in enumerate(blocks):
             for module in block.modules():
@@ -61,22 +65,29 @@ class Expansion:
         return [f"{head}{place}{rest}" for place in places]
 
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A config.json of the deeper model: the number of layers, and what it lists a layer at a time."""
-        deeper = dict(config)
-        for key in ("num_hidden_layers", "n_layer"):
-            if key in deeper:
-                deeper[key] += len(self.after)
-        if deeper.get("layer_types"):
-            kinds = list(enumerate(config["layer_types"]))
-            deeper["layer_types"] = [kind for i, kind in kinds for _ in range(2 if i in self.after else 1)]
-        return deeper
+        """A config.json of the deeper model: the number of layers, and in full what it has a layer at a time.
+
+        A list that config.json leaves out follows from the layers' numbers (Gemma-2's windows), which have changed.
+        """
+        from transformers import AutoConfig
+
+        whole = AutoConfig.for_model(**config).to_dict()
+        depth = next(whole[key] for key in DEPTH if key in whole)
+        deeper = config | {key: whole[key] + len(self.after) for key in DEPTH if key in whole}
+        listed = {
+            key: value
+            for key, value in whole.items()
+            if "layer" in key and isinstance(value, list) and len(value) == depth
+        }
+        return deeper | {
+            key: [each for i, each in enumerate(value) for _ in range(2 if i in self.after else 1)]
+            for key, value in listed.items()
+        }
 
 
-def _silence(block: nn.Module, ffn_output: str) -> None:
+def _silence(block: nn.Module, layers: list[str]) -> None:
     """Zero what the block adds to the residual stream, biases too."""
-    silent = [m for n, m in block.named_modules() if n.rpartition(".")[2] in (ffn_output, *ATTENTION_OUTPUTS)]
-    assert len(silent) == 2, silent
-    for linear in silent:
+    for linear in map(block.get_submodule, layers):
         nn.init.zeros_(linear.weight)
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)

@@ -21,7 +21,7 @@ from ..common.errors import UserError
 from ..models.shapes import ModelShape, from_config
 from ..models.sites import find_ffns
 from ..slices.patches import Patch
-from .counts import Trainable, frozen_values, input_values, linears, low_rank
+from .counts import Trainable, frozen_values, input_values, linears, low_rank, named
 from .method import Method
 
 
@@ -76,10 +76,11 @@ class Lora(Method):
 
     def targets(self, model: nn.Module) -> list[str]:
         """Full names of the layers that get an adapter, in the model's order."""
-        wanted = set(self.layers(from_config(model.config)))
-        blocks = tuple(f"{site.name.rpartition('.')[0]}." for site in find_ffns(model))
-        linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks))
-        return [name for name in linears if name.rpartition(".")[2] in wanted]
+        wanted, targets = self.layers(from_config(model.config)), []
+        for block in (site.block for site in find_ffns(model)):
+            inside = [name for name, m in model.get_submodule(block).named_modules() if isinstance(m, nn.Linear)]
+            targets += [f"{block}.{name}" for name in inside if any(named(name, each) for each in wanted)]
+        return targets
 
     def may_change(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in self.targets(model)}

@@ -64,13 +64,13 @@ def attention_path(choice: str, device: torch.device, about: dict[str, Any], dty
 def likely_path(choice: str, half: bool, shape: ModelShape) -> str:
     """`flash`, `varlen`, `sdpa` or `eager`: as attention_path, on a GPU that is not here, by a model's shape alone.
 
-    `half` says that the model runs in half precision. varlen and sdpa cap no logits (Gemma-2) and transformers' BLOOM
-    has its own attention: those fall back to eager.
+    `half` says that the model runs in half precision. varlen and sdpa cap no logits (Gemma-2) and some models have
+    their own attention alone (BLOOM): those fall back to eager.
     """
     if choice == "auto":
         varlen = half and not no_varlen_of_shape({"head_dim": shape.head_dim})
         choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if varlen else "sdpa"
-    return "eager" if not shape.gated or (shape.softcap and choice in ("varlen", "sdpa")) else choice
+    return "eager" if not shape.sdpa or (shape.softcap and choice in ("varlen", "sdpa")) else choice
 
 
 def load_varlen() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import files, private
+from ..common import files
 from ..common.errors import UserError
 from ..data import tiny
-from . import attention, baichuan, folders
+from . import attention, baichuan, folders, packing
 from .config import ModelConfig
 
 
@@ -24,6 +24,8 @@ def resolve(path: str) -> str:
     """The model's folder or hub id; `tiny` and `tiny-pairs` are built (once, cached) and their folder returned."""
     if path in ("tiny", "tiny-pairs"):
         return str(tiny.model_dir() if path == "tiny" else tiny.pairs_dir())
+    if path.lower().endswith(".gguf"):
+        raise UserError(f"--model.path {path}: GGUF weights are not read: take the model's safetensors checkpoint")
     if os.sep in path and path[0] in "./~" and not Path(path).expanduser().is_dir():
         raise UserError(f"--model.path {path}: no such folder")
     return str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
@@ -106,33 +108,25 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
     logging.disable_progress_bar()
     folder = snapshot(path)
     about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
-    _refuse_scaled_logits(folder, about)
     attention.register()
-    model = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         folder,
+        output_loading_info=True,
         dtype=dtype,
         attn_implementation=attention.attention_path(config.attention, device, about, dtype),
         device_map=None if device.type == "cpu" else device,
         use_safetensors=True,
         trust_remote_code=False,
     )
+    folders.check_loaded(folder, model, info)
     folders.check_weights(folder, model)
     model.config.use_cache = False
     model.eval()
     model.requires_grad_(False)
+    packing.find_out(model)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     return model
-
-
-def _refuse_scaled_logits(folder: Path, about: dict[str, Any]) -> None:
-    """Raises UserError for a model that multiplies its logits: loss.py takes the head's own (and caps them)."""
-    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if about.get(name, 1) != 1:
-            raise UserError(
-                f"{folder}/config.json: {name} {about[name]}: a model that scales its logits cannot be trained: "
-                "use a Llama, Qwen2, Gemma-2, Mistral, Baichuan2 or BLOOM checkpoint"
-            )
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -141,20 +135,6 @@ def checkpoint_activations(model: nn.Module) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def takes_position_ids(model: nn.Module) -> bool:
-    """Whether packed batches work: BLOOM (ALiBi) has no position_ids, so it is padded instead."""
-    return getattr(model.config, "model_type", "") != "bloom"
-
-
-def packs_long_rows(model: nn.Module) -> bool:
-    """Whether thousands of tokens go into one packed row without waste.
-
-    flash-attn and torch's varlen skip what lies outside a sample; other attention computes the whole square of the
-    row (4,096 tokens of 90-token sentences: 45 times the work), so there sentences sorted by length are padded instead.
-    """
-    return takes_position_ids(model) and private.attention_of(model) in attention.SAMPLE_BY_SAMPLE
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -1,38 +1,43 @@
-"""Shapes of models: how many neurons, weights and bytes there are before any weight is read.
+"""The shape of a model: what counts of neurons and parameters, statistics and the dry run follow from. No weights.
 
-    LLAMA31_8B.neurons              # 1,048,576
-    LLAMA31_8B.parameters           # 8,030,261,248
-    from_config(model.config)       # the same from a Hugging Face config
+    known("Llama-3.1-8B").parameters          # 8,030,261,248
+    from_config(model.config)                 # of any dense decoder, by its modules
 
-A neuron is an output channel of one FFN projection (CANEFT): 2I + H a layer in a gated FFN, I + H in BLOOM's.
+A neuron is an output channel of one FFN projection (CANEFT): 2I + H a layer in a gated FFN, I + H in a plain one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
-from ..data.tiny.pretrain import SIZES
-from .baichuan import llama_config
+from torch import nn
 
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-}
-"""Hugging Face's name of an activation → the kernels' name."""
+from ..common import private
+from ..common.errors import UserError
+from ..common.files import first_line
+from ..data.tiny.pretrain import SIZES
+from . import kinds
+from .baichuan import llama_config
+from .sites import FFNSite, find_ffns, model_without_weights
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of a block: its name in the block, weights of a row and rows."""
+
+    name: str
+    inputs: int
+    outputs: int
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a decoder-only transformer's parameter count follows from; bias and norm fields say what its family adds."""
+    """What is counted of a decoder-only transformer whose blocks are alike."""
 
     name: str
     layers: int
@@ -44,20 +49,34 @@ class ModelShape:
     vocab: int
     tied: bool
     """The output head is the embedding."""
-    gated: bool = True
-    """gate/up/down; otherwise BLOOM's two projections."""
-    activation: str = "silu"
-    """`silu`, `gelu_tanh` or `gelu` (erf)."""
-    qkv_bias: bool = False
-    attention_output_bias: bool = False
-    mlp_bias: bool = False
+    gated: bool
+    """gate/up/down; otherwise two projections."""
+    activation: str
+    """The kernels' name: `silu`, `gelu_tanh`, `gelu` (erf), `relu` or `relu2`."""
+    mlp_bias: bool
+    linears: tuple[Linear, ...]
+    """Linear layers of a block, in its order."""
+    ffn: tuple[str, ...]
+    """Names in the block of the layers that the FFN's projections lie in; gate and up may lie in one."""
+    block_parameters: int
+    """Parameters of one transformer block, its norms included."""
+    other_parameters: int
+    """Those outside of the blocks; tied embeddings count once."""
     norms: int = 2
-    """Normalisations a block (Gemma-2 has four)."""
-    norm_bias: bool = False
-    embedding_norm: bool = False
-    """BLOOM normalises the embeddings."""
+    """Normalisations of the residual stream's width in a block (Gemma-2 has four)."""
+    norm_in_fp32: bool = True
+    """Whether they save their input in fp32: transformers' RMSNorm does, torch's LayerNorm does not."""
     softcap: bool = False
     """Attention logits are capped (Gemma-2), which torch's sdpa cannot do."""
+    sdpa: bool = True
+    """transformers has more than its own attention for it (BLOOM has not)."""
+    takes_positions: bool = True
+    """Its forward takes position_ids, so sentences can be packed in one row."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether gate and up lie in one layer."""
+        return self.gated and self.ffn[0] == self.ffn[1]
 
     @property
     def widths(self) -> dict[str, int]:
@@ -93,64 +112,46 @@ class ModelShape:
         return sum(width * self.slice_weights[name] for name, width in self.widths.items())
 
     @property
-    def attention_parameters(self) -> int:
-        """Weights and biases of one layer's attention."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        weights = self.hidden * (queries + 2 * keys) + queries * self.hidden
-        return weights + self.qkv_bias * (queries + 2 * keys) + self.attention_output_bias * self.hidden
-
-    @property
-    def block_parameters(self) -> int:
-        """Parameters of one transformer block, its norms included."""
-        return self.attention_parameters + self.ffn_parameters + self.norms * self._norm
-
-    @property
     def parameters(self) -> int:
         """Parameters of the whole model; tied embeddings count once."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.embedding_norm * self._norm
-        return embeddings + self.layers * self.block_parameters + self._norm
-
-    @property
-    def _norm(self) -> int:
-        return self.hidden * (2 if self.norm_bias else 1)
+        return self.other_parameters + self.layers * self.block_parameters
 
 
-LLAMA2_7B = ModelShape("Llama-2-7B", 32, 4096, 11008, 32, 32, 128, 32_000, tied=False)
-LLAMA31_8B = ModelShape("Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128, 128_256, tied=False)
-QWEN25_7B = ModelShape("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 128, 152_064, tied=False, qkv_bias=True)
-GEMMA2_9B = ModelShape(
-    "Gemma-2-9B", 42, 3584, 14336, 16, 8, 256, 256_000, tied=True, activation="gelu_tanh", norms=4, softcap=True
-)
-BLOOM_7B1 = ModelShape(
-    "BLOOM-7b1",
-    30,
-    4096,
-    16384,
-    32,
-    32,
-    128,
-    250_880,
-    tied=True,
-    gated=False,
-    activation="gelu_tanh",
-    qkv_bias=True,
-    attention_output_bias=True,
-    mlp_bias=True,
-    norm_bias=True,
-    embedding_norm=True,
-)
-BAICHUAN2_7B = ModelShape("Baichuan2-7B", 32, 4096, 11008, 32, 32, 128, 125_696, tied=False)
-"""Converted to a Llama (baichuan.py)."""
+def _llama(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocab: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
 
-KNOWN = {shape.name: shape for shape in (LLAMA2_7B, LLAMA31_8B, QWEN25_7B, GEMMA2_9B, BLOOM_7B1, BAICHUAN2_7B)}
-"""Shapes by name, for a dry run without the model's config.json."""
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "Llama-2-7B": _llama(32, 4096, 11008, 32, 32, 32_000),
+    "Llama-3.1-8B": _llama(32, 4096, 14336, 32, 8, 128_256),
+    "Qwen2.5-7B": _llama(28, 3584, 18944, 28, 4, 152_064) | {"model_type": "qwen2"},
+    "Gemma-2-9B": _llama(42, 3584, 14336, 16, 8, 256_000) | {"model_type": "gemma2", "head_dim": 256},
+    "BLOOM-7b1": {"model_type": "bloom", "hidden_size": 4096, "n_layer": 30, "n_head": 32, "vocab_size": 250_880},
+    "Baichuan2-7B": _llama(32, 4096, 11008, 32, 32, 125_696),
+    "SmolLM2-135M": _llama(30, 576, 1536, 9, 3, 49_152) | {"tie_word_embeddings": True},
+}
+"""What a config.json says of the models of our recipes, for a dry run without one; Baichuan2 as a Llama."""
+
+
+@functools.cache
+def known(name: str) -> ModelShape:
+    """The shape of a model of KNOWN."""
+    return from_config(KNOWN[name], name)
 
 
 def resolve(path: str, name: str = "") -> ModelShape:
     """The shape of a model by arithmetic and small files only: no weights, no network.
 
     `path` is what --model.path takes. A config.json in that folder or in the hub's cache comes first, then the known
-    shape called `name`. Raises UserError where there is neither.
+    shape called `name`. Raises UserError where there is neither, and for a model that cannot be used.
     """
     if path in ("tiny", "tiny-pairs"):  # of one shape
         return _tiny(path)
@@ -163,85 +164,88 @@ def resolve(path: str, name: str = "") -> ModelShape:
             file = Path(try_to_load_from_cache(path, "config.json") or file)
     if file.is_file():
         try:
-            return from_config(json.loads(file.read_text()), path)
+            settings = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: {error}") from None
+        return from_config(settings, path)
     if name in KNOWN:
-        return KNOWN[name]
+        return known(name)
     raise UserError(f"--model.path {path}: no config.json here; name its shape: --shape {' | '.join(KNOWN)}")
 
 
 def from_config(config: Any, name: str = "") -> ModelShape:
-    """The shape of a Hugging Face config or a parsed config.json (llama, mistral, qwen2, gemma2, bloom, Baichuan2-7B).
+    """The shape of a Hugging Face config or a parsed config.json, by the model's modules without their weights.
 
-    Raises UserError where the architecture is another one.
+    Raises UserError for a model that is no dense decoder (kinds.check), or whose FFNs are of no kind that is known.
     """
-    raw = isinstance(config, dict)
-    if raw and config.get("model_type") == "baichuan":
-        config = llama_config(config, name or "config.json")
-    kind = config.get("model_type") if raw else getattr(config, "model_type", None)
-    if kind not in ("llama", "mistral", "qwen2", "gemma2", "bloom"):
-        what = name or "config.json"
-        raise UserError(f"{what}: architecture {kind!r} is unknown; use llama, mistral, qwen2, gemma2 or bloom")
-    if raw:  # config.json leaves out what is the architecture's default
-        from transformers import AutoConfig
+    settings = config if isinstance(config, dict) else config.to_dict()
+    name = name or getattr(config, "name_or_path", "") or settings.get("model_type", "")
+    return _from_settings(json.dumps(settings, sort_keys=True, default=str), name)
 
-        config = AutoConfig.for_model(**config)
-    name = name or getattr(config, "name_or_path", "") or kind
-    if kind == "bloom":
-        return _bloom(config, name)
-    bias = kind == "qwen2" or bool(getattr(config, "attention_bias", False))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+@functools.lru_cache(maxsize=32)
+def _from_settings(text: str, name: str) -> ModelShape:
+    settings, where = json.loads(text), name or "config.json"
+    if settings.get("model_type") == "baichuan":
+        settings = llama_config(settings, where)
+    kinds.check(settings, where)
+    try:
+        model = model_without_weights(settings)
+    except Exception as error:  # transformers refuses a config in a dozen ways
+        raise UserError(f"{where}: {first_line(error)}: download config.json again") from None
+    return of_model(model, name)
+
+
+def of_model(model: nn.Module, name: str = "") -> ModelShape:
+    """The shape of a causal LM of transformers, with weights or without."""
+    sites, config = find_ffns(model), model.config
+    _check_alike(sites)
+    last, block = list(sites[0].projections)[-1], model.get_submodule(sites[0].block)
+    hidden = sites[0].width(last)
+    norms = [m for m in block.modules() if not [*m.children()] and getattr(m, "weight", None) is not None]
+    norms = [m for m in norms if m.weight.shape == (hidden,)]
+    linears = [(child, m) for child, m in block.named_modules() if isinstance(m, nn.Linear)]
+    inside = sum(p.numel() for p in block.parameters())
+    heads = config.num_attention_heads
+    supports = private.attentions_of(type(model))
     return ModelShape(
         name,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=head_dim,
-        vocab=config.vocab_size,
-        tied=config.tie_word_embeddings,
-        activation=_activation(config.hidden_activation if kind == "gemma2" else config.hidden_act, name),
-        qkv_bias=bias,
-        attention_output_bias=bias and kind != "qwen2",
-        mlp_bias=bool(getattr(config, "mlp_bias", False)),
-        norms=4 if kind == "gemma2" else 2,
+        layers=len(sites),
+        hidden=hidden,
+        intermediate=sites[0].units(),
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or hidden // heads,
+        vocab=model.get_output_embeddings().weight.shape[0],
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        gated=sites[0].gated,
+        activation=sites[0].activation,
+        mlp_bias=any(sites[0].linear(role).bias is not None for role in sites[0].projections),
+        linears=tuple(Linear(child, m.in_features, m.out_features) for child, m in linears),
+        ffn=tuple(site.removeprefix(f"{sites[0].block}.") for site in map(sites[0].child, sites[0].projections)),
+        block_parameters=inside,
+        other_parameters=sum(p.numel() for p in model.parameters()) - len(sites) * inside,
+        norms=len(norms),
+        norm_in_fp32=not any(isinstance(m, nn.LayerNorm) for m in norms),
         softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+        sdpa=supports["sdpa"],
+        takes_positions=kinds.takes_positions(model),
     )
+
+
+def _check_alike(sites: list[FFNSite]) -> None:
+    """Raises UserError where FFNs differ: neurons are numbered alike in every layer."""
+    kind = [(s.projections.keys(), s.units(), s.activation) for s in sites]
+    other = next((site for site, one in zip(sites, kind, strict=True) if one != kind[0]), None)
+    if other:
+        raise UserError(
+            f"{other.name} has {other.units():,} units of {other.activation}, {sites[0].name} {sites[0].units():,} of "
+            f"{sites[0].activation}: models whose FFNs differ from layer to layer are not supported"
+        )
 
 
 def _tiny(name: str) -> ModelShape:
     """The embedded models', before it is built (its tokenizer may turn out a few entries smaller)."""
     size = SIZES["tiny"]
-    head_dim = size.hidden // size.heads
-    widths = (size.layers, size.hidden, size.intermediate, size.heads, size.heads, head_dim, size.vocabulary)
-    return ModelShape(name, *widths, tied=True)
-
-
-def _bloom(config: Any, name: str) -> ModelShape:
-    """BLOOM: biases everywhere, packed query_key_value, ALiBi (no positions to learn), GELU by the tanh formula."""
-    return ModelShape(
-        name,
-        layers=config.n_layer,
-        hidden=config.hidden_size,
-        intermediate=4 * config.hidden_size,
-        heads=config.n_head,
-        kv_heads=config.n_head,
-        head_dim=config.hidden_size // config.n_head,
-        vocab=config.vocab_size,
-        tied=config.tie_word_embeddings,
-        gated=False,
-        activation="gelu_tanh",
-        qkv_bias=True,
-        attention_output_bias=True,
-        mlp_bias=True,
-        norm_bias=True,
-        embedding_norm=True,
-    )
-
-
-def _activation(name: str, model: str) -> str:
-    if name not in ACTIVATIONS:
-        raise UserError(f"{model}: activation {name!r} is unknown; use a model with {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+    widths = size.layers, size.hidden, size.intermediate, size.heads, size.heads, size.vocabulary
+    return from_config(_llama(*widths) | {"tie_word_embeddings": True}, name)

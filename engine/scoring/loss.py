@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.batching import Batch
 from ..models.attention import inputs_of
+from ..models.logits import logit_rule
 from .cross_entropy import token_losses
 
 
@@ -36,9 +37,12 @@ class Losses(nn.Module):
 
 def _losses(model: nn.Module, batch: Batch) -> Tensor:
     hidden = model.base_model(**inputs_of(model, batch)).last_hidden_state.flatten(0, 1)[batch.predict]
-    head, cap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)  # Gemma-2
+    head, (scale, cap) = model.get_output_embeddings(), logit_rule(model)
+    bias = head.bias
+    if scale != 1:  # Cohere, Granite: exact for a power of two, which theirs are
+        hidden, bias = hidden * scale, None if bias is None else bias * scale
     # The head is called as a module, so that hooks see it: ZeRO-3 gathers its weight around the call and its backward.
-    head.forward = lambda hidden: token_losses(hidden, head.weight, head.bias, batch.target, cap)
+    head.forward = lambda hidden: token_losses(hidden, head.weight, bias, batch.target, cap)
     try:
         return head(hidden).float()
     finally:

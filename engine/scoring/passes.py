@@ -18,7 +18,7 @@ from ...kernels.common.fold import Segments
 from ...kernels.histogram import BINS
 from ..common.errors import UserError
 from ..data.batching import Batch, Example, batches_by_tokens, pack, pad
-from ..models.load import packs_long_rows
+from ..models.packing import packs_long_rows
 from ..models.shapes import ModelShape
 from ..slices.ffn import fuse
 from ..slices.fused import Tap

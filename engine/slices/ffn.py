@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..common.files import MODE
 from ..models.linears import check_linears
-from ..models.sites import FFNSite, find_ffns
+from ..models.sites import FFNSite, find_ffns, layer_slices
 from .fused import FusedFFN
 from .linear import BOTH, SliceLinear, refuse_slices, slice_linear
 from .written import gathered, is_sharded
@@ -49,19 +49,19 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
         raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(sites)}")
     for site in sites:
         _check_site(site, neurons)
-    chosen: dict[tuple[int, str], dict[str, Tensor]] = {}
-    for (layer, role, axis), index in neurons.slices.items():
-        if len(index):
-            chosen.setdefault((layer, role), {})["rows" if axis == "row" else "columns"] = index
-    names = {place: _name(sites[place[0]], place[1]) for place in chosen}
-    if twice := [names[place] for place, index in chosen.items() if len(index) > 1]:
+    chosen: dict[str, dict[str, Tensor]] = {}
+    for (name, axis), index in layer_slices(sites, neurons.slices).items():
+        chosen.setdefault(name, {})["rows" if axis == "row" else "columns"] = index
+    if twice := [name for name, index in chosen.items() if len(index) > 1]:
         raise UserError(f"{twice[0]}: {BOTH}")
-    check_linears(model, names.values())
+    check_linears(model, chosen)
     model.requires_grad_(False)
     fused = fuse(model, recompute)
     params: list[nn.Parameter] = []
-    for (layer, role), index in sorted(chosen.items()):
-        params += slice_linear(fused[layer], fused[layer].roles[role], **index).trainable()
+    for site, ffn in zip(sites, fused, strict=True):
+        ffn.gate_rows = len(neurons.slices.get((site.layer, "gate", "row"), ()))
+        for name in (name for name in site.layers() if name in chosen):
+            params += slice_linear(ffn, name.rpartition(".")[2], **chosen[name]).trainable()
     return params
 
 
@@ -158,18 +158,13 @@ def _first_rank() -> bool:
     )
 
 
-def _name(site: FFNSite, role: str) -> str:
-    return f"{site.name}.{site.projections[role]}".lstrip(".")
-
-
 def _check_site(site: FFNSite, neurons: Any) -> None:
     """Raises UserError where an FFN is not of the neuron set's shape."""
     if site.projections.keys() != neurons.widths.keys():
         names = " ".join(neurons.widths), " ".join(site.projections)
         raise UserError(f"the neuron set is of FFNs with {names[0]}, the model's have {names[1]}: choose neurons of it")
-    for role, child in site.projections.items():
-        linear = getattr(site.module, child)
-        ours, its = (neurons.widths[role], neurons.fan_in[role]), (linear.out_features, linear.in_features)
+    for role in site.projections:
+        ours, its = (neurons.widths[role], neurons.fan_in[role]), (site.width(role), site.linear(role).in_features)
         if ours != its:
             shapes = [f"{rows} rows of {width}" for rows, width in (ours, its)]
             raise UserError(f"the neuron set's {role} has {shapes[0]}, the model's {shapes[1]}: choose neurons of it")

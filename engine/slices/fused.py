@@ -1,7 +1,9 @@
 """The FFN as one function: slices trained, taps scored.
 
     h = act(x Wgᵀ) · (x Wuᵀ),   y = h Wdᵀ           (gated: Llama, Qwen2.5, Gemma-2)
-    h = act(x W1ᵀ + b1),        y = h W2ᵀ + b2      (plain: BLOOM)
+    h = act(x W1ᵀ + b1),        y = h W2ᵀ + b2      (plain: BLOOM, GPT-NeoX)
+
+Gate and up may lie in one layer, one's rows behind the other's (Phi-3, GLM-4): its weight is read as two.
 
 It saves x and the pre-activations and recomputes h; matrix products stay with the vendor's library, everything
 between them is one pass over memory in `kernels/`. A tap (scoring/passes.py) gets the per-sample sums of activation ×
@@ -20,11 +22,12 @@ from ...kernels.common.dispatch import use_triton
 from ...kernels.common.fold import Segments
 from ...kernels.common.outputs import buffer_of
 from ...kernels.gated.op import gated_backward, gated_forward
+from ...kernels.gated.reference import GatedBackward
 from ...kernels.plain.op import plain_backward, plain_forward
 from ...kernels.slice_gradient import compact_gradient
 from ...kernels.tap import tap as product_sums
 from ..common.errors import UserError
-from ..common.private import zero3_leaf
+from ..common.private import unviewed, zero3_leaf
 from ..models.sites import FFNSite
 from .linear import SliceLinear, cast_for_autocast
 from .traced import for_compiler, traced
@@ -53,9 +56,11 @@ class FusedFFN(nn.Module):
         super().__init__()
         self.layer, self.activation, self.roles = site.layer, site.activation, site.projections
         self.tap: Tap | None = None
-        self.recompute = recompute
+        self.recompute, self.packed = recompute, site.packed
+        self.gate_rows = 0
+        """Of a packed layer's trained rows, how many are gate's; they come first."""
         self.training = site.module.training
-        for child in site.projections.values():
+        for child in dict.fromkeys(site.projections.values()):
             setattr(self, child, getattr(site.module, child))
         self.__dict__["original"] = site.module  # not a child of this module: `plain` gives it back
         zero3_leaf(self)  # it reads its children's weights itself: ZeRO-3 gathers them together with it
@@ -66,13 +71,14 @@ class FusedFFN(nn.Module):
 
     def plain(self) -> nn.Module:
         """The model's own FFN again, with the trained values."""
-        for child in self.roles.values():
+        for child in dict.fromkeys(self.roles.values()):
             layer = getattr(self, child)
             setattr(self.original, child, layer.plain() if isinstance(layer, SliceLinear) else layer)
         return self.original.train(self.training)
 
     def linears(self) -> list[nn.Linear | SliceLinear]:
-        return [self.projection(role) for role in self.roles]
+        """Its layers, each once, the last one last."""
+        return [getattr(self, child) for child in dict.fromkeys(self.roles.values())]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling() and not self.tap and for_compiler(self):
@@ -87,27 +93,32 @@ class FusedFFN(nn.Module):
 class _GatedFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ffn, anchor, *slices):
-        gate, up, down = ffn.linears()
+        *first, _ = ffn.linears()
         shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
-        x2, *w = operands(x2, gate, up, down)
-        g, u = F.linear(x2, w[0], w[1]), F.linear(x2, w[2], w[3])
-        y = F.linear(gated_forward(g, u, ffn.activation), w[4], w[5])
+        x2, *w = operands(x2, *ffn.linears())
+        (wg, bg), (wu, bu), (wd, bd) = _apart(ffn, *zip(w[::2], w[1::2], strict=True))
+        g, u = F.linear(x2, wg, bg), F.linear(x2, wu, bu)
+        y = F.linear(gated_forward(g, u, ffn.activation), wd, bd)
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
-        keep_x = ffn.recompute or _trains(gate, up)
+        keep_x = ffn.recompute or _trains(*first)
         saved = (None, None) if ffn.recompute else (g, u)
         ctx.save_for_backward(x2 if keep_x else None, *saved, y if ffn.tap else None)
-        return y.view(*shape[:-1], -1)
+        return _given_out(y, shape, ffn.tap)
 
     @staticmethod
     def backward(ctx, dy):
         x, g, u, y = ctx.saved_tensors
         ffn, tap = ctx.ffn, ctx.tap
-        gate, up, down = ffn.linears()
+        *first, down = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        wg, wu, wd = weights(dy.dtype, gate, up, down)
+        pairs = zip(
+            weights(dy.dtype, *first, down), [_bias(linear, dy.dtype) for linear in (*first, down)], strict=True
+        )
+        (wg, bg), (wu, bu), (wd, _) = _apart(ffn, *pairs)
         if g is None:
-            g, u = F.linear(x, wg, _bias(gate, dy.dtype)), F.linear(x, wu, _bias(up, dy.dtype))
+            g, u = F.linear(x, wg, bg), F.linear(x, wu, bu)
         segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
+        gate_rows, up_rows = _trained_rows(ffn, *first)
         grad = gated_backward(  # writes dgate and dup over g and u; a second backward through them raises
             dy @ wd,
             g,
@@ -115,8 +126,8 @@ class _GatedFFN(torch.autograd.Function):
             ffn.activation,
             segments=segments,
             reduce=reduce,
-            gate_columns=_rows(gate),
-            up_columns=_rows(up),
+            gate_columns=gate_rows,
+            up_columns=up_rows,
             h_columns=_columns(down),
             emit_h=_rows(down) is not None,
             inplace=True,
@@ -125,12 +136,7 @@ class _GatedFFN(torch.autograd.Function):
             scores = {"gate": grad.gate_score, "up": grad.up_score, "down": product_sums(y, dy, segments, reduce)}
             tap.record(ffn.layer, scores, grad.up_score, grad.active, grad.activation)  # u·du is h·dh
         dx = (grad.dgate @ wg).addmm_(grad.dup, wu).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
-        of_gate, of_up = _row_products(grad.dgate_columns, grad.dup_columns, x)
-        slices = (
-            *_gradients(gate, grad.dgate, x, dy_columns=grad.dgate_columns, product=of_gate),
-            *_gradients(up, grad.dup, x, dy_columns=grad.dup_columns, product=of_up),
-            *_gradients(down, dy, grad.h, x_columns=grad.h_columns),
-        )
+        slices = (*_first_gradients(ffn, first, grad, x), *_gradients(down, dy, grad.h, x_columns=grad.h_columns))
         return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
 
 
@@ -145,7 +151,7 @@ class _PlainFFN(torch.autograd.Function):
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
         keep_x = ffn.recompute or _trains(first)
         ctx.save_for_backward(x2 if keep_x else None, None if ffn.recompute else a, y if ffn.tap else None)
-        return y.view(*shape[:-1], -1)
+        return _given_out(y, shape, ffn.tap)
 
     @staticmethod
     def backward(ctx, dy):
@@ -176,6 +182,11 @@ class _PlainFFN(torch.autograd.Function):
             *_gradients(second, dy, grad.h, x_columns=grad.h_columns),
         )
         return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
+
+
+def _given_out(y: Tensor, shape: torch.Size, tap: Tap | None) -> Tensor:
+    """y as the model gets it, which may add to it in place (Falcon does). A tap keeps y, so that is another one."""
+    return unviewed(y if tap is None else y.clone(), (*shape[:-1], y.shape[-1]))
 
 
 def _slots(linear: nn.Linear | SliceLinear) -> tuple:
@@ -209,6 +220,44 @@ def weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tenso
         if not isinstance(linear, nn.Linear):
             linear.before_backward()
     return [linear.weight.to(dtype) for linear in linears]
+
+
+def _apart(ffn: FusedFFN, *layers: tuple[Tensor, Tensor | None]) -> list[tuple[Tensor, Tensor | None]]:
+    """(weight, bias) of gate, up and down; of a packed layer the halves of its rows, which are views."""
+    if not ffn.packed:
+        return list(layers)
+    (weight, bias), last = layers
+    halves = (None, None) if bias is None else bias.chunk(2)
+    return [*zip(weight.chunk(2), halves, strict=True), last]
+
+
+def _trained_rows(ffn: FusedFFN, *first: nn.Linear | SliceLinear) -> tuple[Tensor | None, Tensor | None]:
+    """The trained rows of gate and of up, numbered in each; None where it has none."""
+    if not ffn.packed:
+        return _rows(first[0]), _rows(first[1])
+    index, units = _rows(first[0]), first[0].out_features // 2
+    if index is None:
+        return None, None
+    gate, up = index[: ffn.gate_rows], index[ffn.gate_rows :] - units
+    return gate if len(gate) else None, up if len(up) else None
+
+
+def _first_gradients(
+    ffn: FusedFFN, first: list[nn.Linear | SliceLinear], grad: GatedBackward, x: Tensor | None
+) -> list:
+    """The slice gradients of gate and up, or of the one layer that both lie in."""
+    columns = grad.dgate_columns, grad.dup_columns
+    products = _row_products(*columns, x)
+    if not ffn.packed:
+        parts = zip(first, (grad.dgate, grad.dup), columns, products, strict=True)
+        return [
+            g for layer, dy, own, product in parts for g in _gradients(layer, dy, x, dy_columns=own, product=product)
+        ]
+    there = [own for own in columns if own is not None]
+    if not there:
+        return [None, None, None]
+    product = None if products[0] is None else torch.cat(products)
+    return [*_gradients(first[0], grad.dgate, x, dy_columns=torch.cat(there, 1), product=product)]
 
 
 def _row_products(gate: Tensor | None, up: Tensor | None, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

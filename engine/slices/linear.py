@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...kernels.common.outputs import wide
 from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gradient
 from ..common.errors import UserError
+from ..common.private import unviewed
 from ..models.linears import check_linear, check_linears, checked_index, index_in
 from .written import Place, gathered, input_with_gradient, is_partitioned, keep_current
 
@@ -194,7 +195,8 @@ class _SliceLinear(torch.autograd.Function):
         ctx.module, ctx.x_dtype = module, x.dtype
         x, weight, bias = cast_for_autocast(x, module.weight, module.bias)
         ctx.save_for_backward(x if module.trainable() else None)
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        return unviewed(y, y.shape)
 
     @staticmethod
     def backward(ctx, dy):

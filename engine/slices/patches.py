@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checkpoint import MASTER, masters
-from ..models.sites import checkpoint_sites
+from ..models.sites import checkpoint_sites, layer_slices
 from .neurons import NeuronSet
 
 
@@ -34,9 +34,8 @@ class Patch(NamedTuple):
 
 def slice_patches(base: Path, neurons: NeuronSet, tensors: dict[str, Tensor]) -> dict[str, Patch]:
     """What the masters of trained slices change in the base: tensor name → rows or columns. Reads no weight."""
-    sites, patches = checkpoint_sites(base), {}
-    for (layer, role, axis), index in neurons.slices.items():
-        name = f"{sites[layer].name}.{sites[layer].projections[role]}"
+    patches = {}
+    for (name, axis), index in layer_slices(checkpoint_sites(base), neurons.slices).items():
         kind = "rows" if axis == "row" else "columns"
         patches[f"{name}.weight"] = Patch(axis, index, tensors[f"{MASTER}{name}.{kind}"])
         if f"{MASTER}{name}.bias_rows" in tensors:

@@ -55,6 +55,7 @@ def traced(ffn: nn.Module, x: Tensor) -> Tensor:
 def _forward(ffn: nn.Module, x: Tensor) -> Tensor:
     *first, last = ffn.linears()
     pre = [_linear(linear, x.reshape(-1, x.shape[-1])) for linear in first]
+    pre = pre[0].chunk(2, -1) if ffn.packed else pre
     wide = torch.promote_types(pre[0].dtype, torch.float32)
     h = value(pre[0].to(wide), ffn.activation)
     if len(pre) == 2:

@@ -17,7 +17,7 @@ from torch import nn
 from ..common import distributed, signals
 from ..data.batching import Example
 from ..methods.landermt.routing import router_of
-from ..models.load import packs_long_rows, takes_position_ids
+from ..models.packing import packs_long_rows, takes_position_ids
 from ..slices.patches import load_masters
 from .compiled import compile_blocks
 from .config import TrainConfig

@@ -107,7 +107,7 @@ def launch_backward(dh, pre, activation, bias, gain, route, segments, signed, in
 
 
 def aot() -> list[AotCase]:
-    """Every pinned configuration: BLOOM's gelu_tanh in each dtype, and each option that changes its registers; ReLUs."""
+    """Every pinned configuration: gelu_tanh in each dtype, each option that changes its registers, and ReLUs."""
     forward = functools.partial(blocks.cases, _forward_kernel, "plain_forward", "P H BIAS")
     backward = functools.partial(blocks.cases, _backward_kernel, "plain_backward", "DH P DP BIAS")
     return [

@@ -18,7 +18,7 @@ from ....kernels.common.fold import Segments
 from ...common.errors import UserError
 from ...data.batching import Batch, Example, batches_by_tokens
 from ...models.attention import inputs_of
-from ...models.load import packs_long_rows
+from ...models.packing import packs_long_rows
 from ...models.sites import find_ffns
 from ...scoring.config import ScoreConfig
 from ...scoring.passes import backpropagate, batch_of, tapped, walk

@@ -130,9 +130,10 @@ class Landermt(Method):
         """Weights of the trained units of k layers, and with `attention` the rest of these blocks.
 
         With `per_pair` layers they are those of k layers at least, if all pairs agree, which counts as expected too,
-        and of all layers at most. Raises UserError where the model has fewer than k layers.
+        and of all layers at most. Raises UserError where the model has fewer than k layers, or cannot be routed.
         """
         self.check_depth(shape.layers)
+        self.check_ffn(shape)
         general, specific, _ = self.split(shape.intermediate)
         units = general * (self.trains_units != "specific") + specific * (self.trains_units != "general")
         rest = shape.block_parameters - shape.intermediate * unit_weights(shape)
@@ -145,6 +146,12 @@ class Landermt(Method):
         """Raises UserError where the model has fewer than k layers."""
         if self.k > layers:
             raise UserError(f"--method.k {self.k}: the model has {layers} layers")
+
+    def check_ffn(self, shape: ModelShape) -> None:
+        """Raises UserError for FFNs that cannot be routed: their units' gains would have to reach into one layer."""
+        if shape.packed or (shape.gated and shape.mlp_bias):
+            what = "packs gate and up in one layer" if shape.packed else "has biases in a gated FFN"
+            raise UserError(f"{shape.name} {what}: {self.title} cannot route it; CANEFT, LAPE and Layers train it")
 
     def prepare(
         self, model: nn.Module, chosen: Routes, *, groups: Sequence[str], recompute: bool = False, **_: Any
@@ -169,7 +176,7 @@ class Landermt(Method):
         for site in (sites[layer] for layer in routes.layers if self.attention and self.trains_units != "specific"):
             *first, last = (f"{site.name}.{child}" for child in site.projections.values())
             slices = {f"{name}.{kind}" for name in first for kind in ("weight", "bias")} | {f"{last}.weight"}
-            found |= block_tensors(model, site.name) - slices
+            found |= block_tensors(model, site.block) - slices
         return found
 
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
@@ -215,14 +222,14 @@ class Layers(Landermt):
         model.requires_grad_(False)
         sites = find_ffns(model)
         for layer in chosen.layers:
-            model.get_submodule(sites[layer].name.rpartition(".")[0]).requires_grad_(True)
+            model.get_submodule(sites[layer].block).requires_grad_(True)
 
     def trained_units(self, routes: Routes, shape: ModelShape) -> NeuronSet:
         return NeuronSet({}, shape.layers, shape.widths, shape.fan_in)
 
     def trained_whole(self, routes: Routes, model: nn.Module) -> set[str]:
         sites = find_ffns(model)
-        return {name for layer in routes.layers for name in block_tensors(model, sites[layer].name)}
+        return {name for layer in routes.layers for name in block_tensors(model, sites[layer].block)}
 
     def patches(self, base: Path, routes: Routes, tensors: dict[str, Tensor]) -> dict[str, Patch]:
         return whole_patches(tensors)
@@ -246,9 +253,8 @@ class Lg(Landermt):
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "general"
 
 
-def block_tensors(model: nn.Module, ffn: str) -> set[str]:
-    """Names of all parameters of the block that an FFN is in."""
-    block = ffn.rpartition(".")[0]
+def block_tensors(model: nn.Module, block: str) -> set[str]:
+    """Names of all parameters of a block."""
     return {f"{block}.{name}" for name, _ in model.get_submodule(block).named_parameters()}
 
 

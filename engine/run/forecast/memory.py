@@ -61,7 +61,7 @@ def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int
     method runs the model's own modules.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = shape.norms * shape.hidden * (4 if shape.gated else width)
+    norms = shape.norms * shape.hidden * (4 if shape.norm_in_fp32 else width)
     ffn = ((2 if shape.gated else 1) * shape.intermediate + shape.hidden if ffn is None else ffn) * width
     if attention == "eager":  # fp32 softmax and its cast, the capped logits and their tanh
         score = 4 + (width if width == 2 else 0) + (width if shape.softcap else 0)
@@ -108,11 +108,11 @@ def scoring_tokens(config: RunConfig) -> int:
 
 
 def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
-    """Tokens of a row while training, where a forward's sentences are packed into one; BLOOM's are padded.
+    """Tokens of a row while training, where a forward's sentences are packed into one; padded where no positions are.
 
     A scoring batch has rows of a sentence each, or flash-attn, to which the row's length does not matter.
     """
-    return tokens if shape.gated else config.data.max_length
+    return tokens if shape.takes_positions else config.data.max_length
 
 
 def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:

@@ -15,7 +15,7 @@ from slicetune.engine.common.errors import UserError
 from slicetune.engine.data.batching import pack, pad
 from slicetune.engine.models import attention
 from slicetune.engine.models.attention import VARLEN, attention_path, inputs_of
-from slicetune.engine.models.load import packs_long_rows
+from slicetune.engine.models.packing import packs_long_rows
 from slicetune.engine.scoring.loss import target_losses
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

@@ -11,7 +11,7 @@ from slicetune.engine.data.batching import pad
 from slicetune.engine.export.audit import audit
 from slicetune.engine.export.model import export_model
 from slicetune.engine.methods.given import Given
-from slicetune.engine.models.load import packs_long_rows, takes_position_ids
+from slicetune.engine.models.packing import packs_long_rows, takes_position_ids
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.models.sites import find_ffns
 from slicetune.engine.scoring.loss import target_losses
