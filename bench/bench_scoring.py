@@ -19,9 +19,8 @@ import systems
 import torch
 from authors import HookScorer
 from harness import Comparison, Contender, agree
-from shapes import DEVICE, DTYPE, GPU, SCORE, SCORE_LONGER, SCORE_TINY, SMOKE, Load
+from shapes import DEVICE, DTYPE, GPU, LLAMA31_8B, SCORE, SCORE_LONGER, SCORE_TINY, SMOKE, Load
 
-from slicetune.engine.models.shapes import LLAMA31_8B
 from slicetune.engine.scoring import passes as scoring
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.statistics import Statistics

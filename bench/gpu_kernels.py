@@ -219,9 +219,9 @@ def small_model():
     import systems
     from shapes import Load
 
-    from slicetune.engine.models.shapes import ModelShape
+    from slicetune.engine.models.shapes import llama
 
-    load = Load(ModelShape("small", 2, 256, 688, 4, 2, 64, 512, tied=False), 4, 24)
+    load = Load(llama("small", 2, 256, 688, 4, 2, 512), 4, 24)
     return systems, load, systems.random_model(load.model).float()
 
 

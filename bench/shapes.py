@@ -11,16 +11,17 @@ from typing import Literal
 
 import torch
 
-from slicetune.engine.models.shapes import LLAMA31_8B, ModelShape
+from slicetune.engine.models.shapes import ModelShape, known, llama
 
 SMOKE = os.environ.get("SLICETUNE_BENCH") == "smoke"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GPU = DEVICE.type == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 
-CPU_MODEL = ModelShape("Llama, hidden 1024", 4, 1024, 3584, 16, 4, 64, 4096, tied=False)
-TINY_MODEL = ModelShape("Llama, hidden 128", 4, 128, 384, 4, 4, 32, 2000, tied=True)
-SMOKE_MODEL = ModelShape("Llama, hidden 64", 2, 64, 160, 4, 2, 16, 128, tied=False)
+CPU_MODEL = llama("Llama, hidden 1024", 4, 1024, 3584, 16, 4, 4096)
+TINY_MODEL = llama("Llama, hidden 128", 4, 128, 384, 4, 4, 2000, tied=True)
+SMOKE_MODEL = llama("Llama, hidden 64", 2, 64, 160, 4, 2, 128)
+LLAMA31_8B = known("Llama-3.1-8B")
 NEURON_RATIO = 0.01 if not SMOKE else 0.1
 
 

@@ -102,10 +102,10 @@ def deep():
     import torch
     from shapes import Load
 
-    from slicetune.engine.models.shapes import ModelShape
+    from slicetune.engine.models.shapes import llama
 
     torch.manual_seed(0)
-    load = Load(ModelShape("deep", 32, 64, 160, 4, 2, 16, 256, tied=False), 3, 16)
+    load = Load(llama("deep", 32, 64, 160, 4, 2, 256), 3, 16)
     base = systems.random_model(load.model).bfloat16()
     neurons = systems.random_neurons(load.model, 0.1)
     ours = systems.slices(base, systems.batch_of(load), neurons)

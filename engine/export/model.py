@@ -84,6 +84,8 @@ def export_model(
 
 def _by_key(base: Path, patches: Mapping[str, Patch], files: Mapping[str, str]) -> dict[str, Patch]:
     """The patches by the keys that they change; a tied tensor's go to each key under which the files have it."""
+    if not patches:
+        return {}
     found = {key: patches[name] for name, key in stored_names(base, patches, files).items()}
     for name, others in aliases(empty_model(base)).items():
         for other in (o for o in others if name in patches and o not in patches and o in files):

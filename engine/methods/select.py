@@ -65,4 +65,6 @@ def shape_of(statistics: Statistics) -> ModelShape:
     *inward, outward = statistics.widths
     gated = len(inward) == 2
     sizes = (statistics.layers, statistics.widths[outward], statistics.intermediate)
-    return ModelShape("the scored model", *sizes, 1, 1, 1, 1, tied=True, gated=gated, mlp_bias=not gated)
+    unknown = {"heads": 1, "kv_heads": 1, "head_dim": 1, "vocab": 1, "tied": True, "linears": (), "ffn": ()}
+    unknown |= {"activation": "", "block_parameters": 0, "other_parameters": 0}
+    return ModelShape("the scored model", *sizes, gated=gated, mlp_bias=not gated, **unknown)

@@ -70,7 +70,7 @@ def likely_path(choice: str, half: bool, shape: ModelShape) -> str:
     if choice == "auto":
         varlen = half and not no_varlen_of_shape({"head_dim": shape.head_dim})
         choice = "flash" if importlib.util.find_spec("flash_attn") else "varlen" if varlen else "sdpa"
-    return "eager" if not shape.sdpa or (shape.softcap and choice in ("varlen", "sdpa")) else choice
+    return "eager" if not shape.backends or (shape.softcap and choice in ("varlen", "sdpa")) else choice
 
 
 def load_varlen() -> None:

@@ -68,7 +68,7 @@ class ModelShape:
     """Whether they save their input in fp32: transformers' RMSNorm does, torch's LayerNorm does not."""
     softcap: bool = False
     """Attention logits are capped (Gemma-2), which torch's sdpa cannot do."""
-    sdpa: bool = True
+    backends: bool = True
     """transformers has more than its own attention for it (BLOOM has not)."""
     takes_positions: bool = True
     """Its forward takes position_ids, so sentences can be packed in one row."""
@@ -139,6 +139,14 @@ KNOWN: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": _llama(30, 576, 1536, 9, 3, 49_152) | {"tie_word_embeddings": True},
 }
 """What a config.json says of the models of our recipes, for a dry run without one; Baichuan2 as a Llama."""
+
+
+def llama(
+    name: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, vocab: int, tied: bool = False
+) -> ModelShape:
+    """The shape of a Llama of these sizes."""
+    sizes = _llama(layers, hidden, intermediate, heads, kv_heads, vocab)
+    return from_config(sizes | {"tie_word_embeddings": tied}, name)
 
 
 @functools.cache
@@ -228,7 +236,7 @@ def of_model(model: nn.Module, name: str = "") -> ModelShape:
         norms=len(norms),
         norm_in_fp32=not any(isinstance(m, nn.LayerNorm) for m in norms),
         softcap=getattr(config, "attn_logit_softcapping", None) is not None,
-        sdpa=supports["sdpa"],
+        backends=any(supports.values()),
         takes_positions=kinds.takes_positions(model),
     )
 

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from waits import Waits
 
 from slicetune.engine.data.batching import Batch, Example, pack, pad
+from slicetune.engine.models import shapes
 from slicetune.engine.models.shapes import ModelShape
 from slicetune.engine.scoring import passes as scoring
 from slicetune.engine.scoring.config import ScoreConfig
@@ -41,7 +42,7 @@ ROWS = {"gate": (120, 165), "up": (120, 165), "down": (30, 52)}  # trained in a 
 
 
 def shape_of(layers: int) -> ModelShape:
-    return ModelShape("small", layers, 64, 176, 2, 2, 32, VOCABULARY, tied=False)
+    return shapes.llama("small", layers, 64, 176, 2, 2, VOCABULARY)
 
 
 def llama(shape: ModelShape) -> LlamaForCausalLM:

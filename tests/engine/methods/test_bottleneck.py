@@ -16,12 +16,14 @@ from slicetune.engine.methods.adapter import DEVIATION, Adapter, AdapterLora, Bo
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.models import load as models
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.shapes import BAICHUAN2_7B, BLOOM_7B1, from_config
+from slicetune.engine.models.shapes import from_config, known
 
 QKV = ("query_key_value",)
 METHODS = [Adapter(width=5), AdapterLora(width=5, rank=3, target_modules=QKV)]
 FIVE_STEPS = {"train_max_steps": 5, "train_save_steps": 2, "train_learning_rate": 1e-2}
 PLACES = {"model": ("self_attn.o_proj", "mlp.down_proj"), "bloom": ("self_attention.dense", "mlp.dense_4h_to_h")}
+
+BAICHUAN2_7B, BLOOM_7B1 = known("Baichuan2-7B"), known("BLOOM-7b1")
 
 
 def test_the_formula_in_float64():

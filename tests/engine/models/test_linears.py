@@ -110,7 +110,6 @@ def test_a_refused_set_changes_nothing(make, chosen, line):
     ("kind", "settings"),
     [
         ("SeedOss", SMALL | {"residual_dropout": 0.5}),
-        ("DeepseekV4", SMALL),
         ("Bloom", {"hidden_size": 32, "vocab_size": 64, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.1}),
     ],
 )

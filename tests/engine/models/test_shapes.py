@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.models import shapes
+from slicetune.engine.models.logits import logit_rule
 from slicetune.engine.models.sites import find_ffns
 
 LLAMA = {
@@ -79,12 +81,12 @@ def ffn_rows(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("shape", "config", "expected", "neurons"),
     [
-        (shapes.LLAMA2_7B, LLAMA, 6_738_415_616, 835_584),
-        (shapes.LLAMA31_8B, LLAMA31, 8_030_261_248, 1_048_576),
-        (shapes.QWEN25_7B, QWEN25, 7_615_616_512, 1_161_216),
-        (shapes.GEMMA2_9B, GEMMA2, 9_241_705_984, 1_354_752),
-        (shapes.BLOOM_7B1, BLOOM, 7_069_016_064, 614_400),  # 30 × (16,384 + 4,096) rows
-        (shapes.BAICHUAN2_7B, LLAMA | {"vocab_size": 125_696}, 7_505_973_248, 835_584),
+        (shapes.known("Llama-2-7B"), LLAMA, 6_738_415_616, 835_584),
+        (shapes.known("Llama-3.1-8B"), LLAMA31, 8_030_261_248, 1_048_576),
+        (shapes.known("Qwen2.5-7B"), QWEN25, 7_615_616_512, 1_161_216),
+        (shapes.known("Gemma-2-9B"), GEMMA2, 9_241_705_984, 1_354_752),
+        (shapes.known("BLOOM-7b1"), BLOOM, 7_069_016_064, 614_400),  # 30 × (16,384 + 4,096) rows
+        (shapes.known("Baichuan2-7B"), LLAMA | {"vocab_size": 125_696}, 7_505_973_248, 835_584),
     ],
     ids=lambda value: getattr(value, "name", None) or "",
 )
@@ -121,7 +123,7 @@ def test_config_json_may_leave_defaults_out(config, tmp_path):
 def test_resolve_takes_the_folder_before_the_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     assert shapes.resolve(str(tmp_path), "Llama-3.1-8B").layers == 3
-    assert shapes.resolve("no-such/model", "Llama-3.1-8B") is shapes.LLAMA31_8B
+    assert shapes.resolve("no-such/model", "Llama-3.1-8B") is shapes.known("Llama-3.1-8B")
     with pytest.raises(UserError, match="no-such/model"):
         shapes.resolve("no-such/model")
 
@@ -141,8 +143,50 @@ def test_tiny_is_the_model_that_is_pretrained():
     assert shapes.resolve("tiny").neurons == ffn_rows(model)
 
 
-def test_unknown_architecture_and_activation_are_named():
-    with pytest.raises(UserError, match="gpt2"):
-        shapes.from_config({"model_type": "gpt2"})
-    with pytest.raises(UserError, match="relu"):
-        shapes.from_config(SMALL | {"hidden_act": "relu"})
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_type": "gpt2"}, "GPT2LMHeadModel has no FFN"),
+        ({"model_type": "opt"}, "OPTDecoderLayer does more than its linear layers"),
+        (SMALL | {"hidden_act": "quick_gelu"}, "another activation"),
+        ({"model_type": "mixtral"}, "mixture of experts"),
+        ({"model_type": "qwen3_moe"}, "mixture of experts"),
+        ({"model_type": "gemma3"}, r"gemma3 has more parts than a text decoder \(text_config, vision_config\)"),
+        ({"model_type": "bart"}, "bart is an encoder-decoder"),
+        ({"model_type": "t5"}, "t5 is an encoder-decoder"),
+        ({"model_type": "vit"}, "vit is no decoder that writes text"),
+        ({"model_type": "no-such"}, "knows no model_type 'no-such'"),
+        ({}, "knows no model_type None"),
+        (SMALL | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq\)"),
+        (SMALL | {"hidden_act": 3}, "config.json again"),
+    ],
+)
+def test_what_is_no_dense_decoder_is_one_line_that_says_what_it_is(settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        shapes.from_config(settings, "models/x")
+    assert str(caught.value).startswith(("models/x", "GPT2", "Mixtral", "Qwen3", "model."))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "scale", "cap"),
+    [
+        ("Llama", {}, 1.0, None),
+        ("Gemma2", {"head_dim": 16}, 1.0, 30.0),
+        ("Cohere", {}, 0.0625, None),
+        ("Granite", {"logits_scaling": 12.0}, 1 / 12, None),
+        ("MiniCPM3", {"dim_model_base": 16}, 0.25, None),
+    ],
+)
+def test_what_is_done_to_logits_is_read_off_the_class(kind, more, scale, cap):
+    sizes = {k: v for k, v in SMALL.items() if k != "model_type"} | {"head_dim": 16}
+    config = getattr(transformers, f"{kind}Config")(**sizes | more)
+    with torch.device("meta"):
+        assert logit_rule(AutoModelForCausalLM.from_config(config)) == (pytest.approx(scale), cap)
+
+
+def test_a_head_that_does_more_is_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("modernbert-decoder"))
+    with pytest.raises(UserError, match="ModernBertDecoderForCausalLM: its logits are more than a product"):
+        logit_rule(model)

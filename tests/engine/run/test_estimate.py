@@ -23,7 +23,7 @@ from slicetune.engine.methods.lora import Lora, LoraMlp
 from slicetune.engine.methods.method import Method
 from slicetune.engine.models import attention as attention_module
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.shapes import GEMMA2_9B, LLAMA2_7B, LLAMA31_8B, QWEN25_7B, ModelShape, from_config
+from slicetune.engine.models.shapes import ModelShape, from_config, known, llama
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import memory
 from slicetune.engine.run.forecast.estimate import chosen, corpus_of, dry_run_text
@@ -32,7 +32,8 @@ from slicetune.engine.slices.ffn import fuse
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
 
-SMALL = ModelShape("small", 2, 2, 3, 1, 1, 2, 10, tied=True)
+SMALL = llama("small", 2, 2, 3, 1, 1, 10, tied=True)
+LLAMA2_7B, LLAMA31_8B, QWEN25_7B, GEMMA2_9B = map(known, ("Llama-2-7B", "Llama-3.1-8B", "Qwen2.5-7B", "Gemma-2-9B"))
 GIGA = 10**9
 
 
