@@ -209,8 +209,8 @@ def fold(words: Words) -> None:
 
 def baichuan(words: Words) -> None:
     """Convert Baichuan2-7B into a plain Llama, from pickled weights too."""
-    from .models import baichuan as converting
     from .models import load
+    from .models.baichuan import convert as converting
 
     @dataclass
     class Baichuan:

@@ -21,8 +21,12 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.shards import open_shard, tensor_files
+from ..models.names import aliases
+from ..models.sites import empty_model
 from ..slices.neurons import NeuronSet
-from .scope import Chosen, scope_of
+from . import live
+from .live import Likeness
+from .scope import Chosen, run_method, scope_of
 
 NAMED = 5
 """Tensors that are named when something outside the neuron set differs, and positions in each."""
@@ -59,10 +63,15 @@ class AuditReport:
     new: list[str] = field(default_factory=list)
     """Tensors of added blocks."""
     new_weights: int = 0
+    apart: list[str] = field(default_factory=list)
+    """Keys of one tied tensor that hold other values than its first key, and did not in the base."""
+    likeness: Likeness | None = None
+    """Of the export as a user loads it to the model that was trained; None for a folder that is no run's."""
 
     @property
     def ok(self) -> bool:
-        return not (self.outside or self.missing or self.extra)
+        same = self.likeness is None or self.likeness.ok
+        return same and not (self.outside or self.missing or self.extra or self.apart)
 
     def __str__(self) -> str:
         lines = [f"{self.weights:,} weights in {self.tensors} tensors compared bit for bit"]
@@ -76,6 +85,8 @@ class AuditReport:
             lines.append(f"  new: {self.new_weights:,} weights in {len(self.new)} tensors that the base does not have")
         lines += [f"  missing: {name}" for name in self.missing[:NAMED]]
         lines += [f"  not in the base: {name}" for name in self.extra[:NAMED]]
+        lines += [f"  TIED, but not equal: {names}" for names in self.apart[:NAMED]]
+        lines += [f"  {self.likeness}"] if self.likeness else []
         for difference in self.outside[:NAMED]:
             lines.append(f"  OUTSIDE, {difference.tensor}: {difference.count:,} weights differ")
             lines += [f"    at {where}: base {old!r}, export {new!r}" for where, old, new in difference.positions]
@@ -98,8 +109,9 @@ def audit(
 
     What may change follows from the run's method and its neurons.safetensors, or is `neurons`; of a model folder
     without them, nothing may. Tensors of another dtype are compared after the base's values were cast to it: exactly
-    where it is wider, rounded where it is narrower. Raises UserError where a folder cannot be read, the neuron set
-    belongs to another model, or the run trained nothing.
+    where it is wider, rounded where it is narrower. A run's model is then loaded as a user would, and its logits are
+    compared with those of the model that was trained (live.py). Raises UserError where a folder cannot be read, the
+    neuron set belongs to another model, or the run trained nothing.
     """
     base, run = Path(base_dir), Path(run_dir)
     model = run / "model" if (run / "model").is_dir() else run
@@ -122,7 +134,22 @@ def audit(
             for name, place in names:
                 _compare(report, place, old.read(name), new.read(place), scope.chosen.get(name))
     report.new_weights = _weights(model, {name: theirs[name] for name in report.new})
+    report.apart = sorted(_apart(model, theirs) - _apart(base, ours))
+    method = run_method(run)
+    if neurons is None and method is not None and method.merges and method.trains and model != run:
+        report.likeness = live.compare(base, run, method)
     return report
+
+
+def _apart(folder: Path, files: dict[str, str]) -> set[str]:
+    """Pairs of keys that are one tensor in the model, and of which the files hold two."""
+    found = set()
+    for name, others in aliases(empty_model(folder)).items():
+        for other in (o for o in others if o in files and name in files):
+            with open_shard(folder / files[name]) as left, open_shard(folder / files[other]) as right:
+                if not torch.equal(_bits(left.read(name)), _bits(right.read(other))):
+                    found.add(f"{name} and {other}")
+    return found
 
 
 def _weights(model: Path, files: dict[str, str]) -> int:

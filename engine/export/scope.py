@@ -61,6 +61,8 @@ class Scope:
     parts: tuple[str, ...] = ()
     """What is counted apart, in the order of the report."""
     expansion: Expansion | None = None
+    method: Method | None = None
+    """Of a run's folder."""
 
 
 def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str, str]) -> Scope:
@@ -68,7 +70,7 @@ def scope_of(base: Path, run: Path, neurons: NeuronSet | None, keys: Mapping[str
 
     Raises UserError for a run that left no model of its own, and for a neuron set of another model.
     """
-    method = None if neurons is not None else _method(run)
+    method = None if neurons is not None else run_method(run)
     if method is not None:
         _check_exports(run, method)
     if neurons is None and (method is None or method.selects) and (run / "neurons.safetensors").is_file():
@@ -138,7 +140,7 @@ def chosen_weights(base: Path, neurons: NeuronSet, keys: Mapping[str, str]) -> d
     return {key: live[name] for name, key in stored_names(base, live, keys).items()}
 
 
-def _method(run: Path) -> Method | None:
+def run_method(run: Path) -> Method | None:
     """Which method a run's folder is of; None for a model folder."""
     try:
         stored = json.loads((run / "config.json").read_text(encoding="utf-8")).get("method")

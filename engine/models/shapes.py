@@ -201,7 +201,10 @@ def _from_settings(text: str, name: str) -> ModelShape:
         model = model_without_weights(settings)
     except Exception as error:  # transformers refuses a config in a dozen ways
         raise UserError(f"{where}: {first_line(error)}: download config.json again") from None
-    return of_model(model, name)
+    try:
+        return of_model(model, name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def of_model(model: nn.Module, name: str = "") -> ModelShape:

@@ -89,7 +89,7 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
     sites: list[FFNSite] = []
     for name, module in model.named_modules():
         if EXPERTS.search(type(module).__name__) and name:
-            raise UserError(f"{type(model).__name__} is a mixture of experts ({name}): use a dense model")
+            raise UserError(f"{type(model).__name__} is a mixture of experts: use a dense model")
         found = probe.known(module) or probe.probe(module, name)
         if found:
             sites.append(FFNSite(len(sites), name, module, found.projections, found.activation))

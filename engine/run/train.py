@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..common import checkpoint, distributed
 from ..common.errors import UserError
@@ -17,6 +16,7 @@ from ..common.files import write_json
 from ..common.settings import kept
 from ..data.batching import Example
 from ..export import adapter, attached, delta
+from ..export.live import CHOSEN, chosen_masters
 from ..export.model import export_model, summary
 from ..methods.landermt.patches import trained as trained_routes
 from ..methods.method import Method
@@ -27,9 +27,6 @@ from ..training.metrics import peak_memory
 from ..training.train import Setup, train
 from .config import RunConfig
 from .job import Job
-
-CHOSEN = "chosen.json"
-"""The checkpoint to export, its learning rate, dev losses by rate, counts."""
 
 
 def check(config: RunConfig) -> None:
@@ -87,15 +84,9 @@ def _choose(out: Path, trained: dict[float, Path], counts: dict[str, int]) -> No
     write_json(out / CHOSEN, chosen | counts)
 
 
-def masters(out: Path) -> dict[str, Tensor]:
-    """Tensors of the checkpoint that was chosen: `master/<name>`, fp32."""
-    chosen = json.loads((out / CHOSEN).read_text())
-    return checkpoint.load(out / chosen["checkpoint"])[0]
-
-
 def patches(method: Method, out: Path, base: Path) -> dict[str, Patch]:
     """What the chosen checkpoint changes in the base, by tensor name."""
-    return method.patches(base, method.load_chosen(out), masters(out))
+    return method.patches(base, method.load_chosen(out), chosen_masters(out))
 
 
 def export_merged(config: RunConfig, base: Path, shape: ModelShape) -> None:
@@ -104,12 +95,12 @@ def export_merged(config: RunConfig, base: Path, shape: ModelShape) -> None:
     deeper, changes = method.expansion(shape.layers), patches(method, out, base)
     print(summary(export_model(base, changes, out / "model", config.evaluate.dtype, deeper)), flush=True)
     if method.routed:
-        trained_routes(base, method.load_chosen(out), masters(out)).save(out / "model" / method.chosen_file)
+        trained_routes(base, method.load_chosen(out), chosen_masters(out)).save(out / "model" / method.chosen_file)
 
 
 def export_attached(method: Method, out: Path, base: Path, base_name: str) -> None:
     """Leave attached/: what cannot be merged; the first rank alone calls it."""
-    line = attached.save(out / method.trained_folder, method, base_name, load.fingerprint(base), masters(out))
+    line = attached.save(out / method.trained_folder, method, base_name, load.fingerprint(base), chosen_masters(out))
     print(line, flush=True)
 
 
@@ -121,6 +112,6 @@ def write_delta(method: Method, out: Path, base: Path) -> None:
 def write_adapter(method: Method, out: Path, base_name: str, kind: str) -> None:
     """Leave adapter/ for PEFT; the first rank alone calls it."""
     if method.low_rank:
-        adapter.write_lora(method, masters(out), base_name, out / "adapter")
+        adapter.write_lora(method, chosen_masters(out), base_name, out / "adapter")
     else:
         adapter.write(out / "delta", base_name, out / "adapter", kind == "ranks")

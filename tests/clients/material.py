@@ -27,9 +27,9 @@ from slicetune.engine.common.checkpoint import masters
 from slicetune.engine.common.files import write_json
 from slicetune.engine.data import prompts
 from slicetune.engine.export import adapter
+from slicetune.engine.export.live import chosen_masters as chosen
 from slicetune.engine.run.config import read_run
 from slicetune.engine.run.job import Job
-from slicetune.engine.run.train import masters as chosen
 
 NEW = 40
 EACH = 4

@@ -31,7 +31,8 @@ from slicetune.engine.common.errors import UserError
 from slicetune.engine.export.audit import audit
 from slicetune.engine.export.model import export_model
 from slicetune.engine.models import load as models
-from slicetune.engine.models import pieces, shapes
+from slicetune.engine.models import shapes
+from slicetune.engine.models.baichuan import pieces
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.neurons import NeuronSet

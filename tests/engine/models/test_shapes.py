@@ -164,7 +164,7 @@ def test_tiny_is_the_model_that_is_pretrained():
 def test_what_is_no_dense_decoder_is_one_line_that_says_what_it_is(settings, words):
     with pytest.raises(UserError, match=words) as caught:
         shapes.from_config(settings, "models/x")
-    assert str(caught.value).startswith(("models/x", "GPT2", "Mixtral", "Qwen3", "model."))
+    assert str(caught.value).startswith("models/x: ")
     assert "\n" not in str(caught.value)
 
 

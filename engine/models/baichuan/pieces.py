@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import UserError
+from ...common.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
