@@ -13,7 +13,7 @@ from toys import bytes_tokenizer, model_of_bytes
 from slicetune.engine.common.files import read_lines, write_lines
 from slicetune.engine.data import prompts
 from slicetune.engine.data.records import Pair
-from slicetune.engine.evaluation.translation import as_line, end_tokens, gather, translate
+from slicetune.engine.evaluation.translation import Line, as_line, end_tokens, gather, translate
 
 PROMPT = prompts.Prompt(system="{src} to {tgt}. {domain}.")
 PAIRS = [
@@ -53,7 +53,7 @@ def test_batches_give_what_single_sentences_give(kind, chat, batch_size):
     for pair in PAIRS:
         tokens = one_by_one(model, tokenizer, pair, 12, ends)
         expected.append(by_hand(tokenizer.decode(tokens, skip_special_tokens=True)))
-    made = translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)
+    made = [line.text for line in translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)]
     assert made == expected
     assert len(set(made)) > 1
 
@@ -87,7 +87,8 @@ def test_decoding_stops_at_the_end_of_turn_and_leaves_it_out():
     assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == sorted({2, 3, stop})
     made = translate(model, tokenizer, PROMPT, PAIRS, 5, 10)
     cut = free[2][: free[2].index(stop)]
-    assert made[2] == by_hand(tokenizer.decode(cut, skip_special_tokens=True))
+    assert made[2] == Line(by_hand(tokenizer.decode(cut, skip_special_tokens=True)), cut=False)
+    assert [line.cut for line in made] == [stop not in tokens for tokens in free]
     assert any(len(tokens) > len(cut) for tokens in free)
 
 
