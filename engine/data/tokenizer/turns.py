@@ -75,10 +75,11 @@ def _closing(tokenizer: Any, after: str) -> tuple[str, str, bool]:
         if match and _is_token(tokenizer, after[: match.end()], match[0]):
             return after[: match.end()], "", True
     marker = after.strip()
-    if marker and (len(marker) < 3 or marker.isalnum()):
+    ids = tokenizer(ANSWER + after, add_special_tokens=False)["input_ids"]
+    if marker and (len(marker) < 3 or marker.isalnum() or marker not in tokenizer.decode(ids)):
         raise UserError(
-            f"{tokenizer.name_or_path}: the chat template ends an answer with {marker!r}, which is no token, and which "
-            "a translation can hold: make it a special token of the tokenizer"
+            f"{tokenizer.name_or_path}: the chat template ends an answer with {marker!r}, which is no token and cannot "
+            "be told from a translation: make it a special token of the tokenizer"
         )
     return after[: after.index(marker) + len(marker)], marker, False
 
