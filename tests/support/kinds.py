@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
     "Translate from German into English. Domain: IT.\nGerman: Das Haus ist alt und neu.\nEnglish: The house is old.",
-    "system user assistant model Today is it and he said yes and no. 2024-07-26 0123456789 (!?) [/END] <think> a-z",
+    "system user assistant model Today is it and he said yes and no. 2024-07-26 0123456789 (!?) [/END] <think> a, yes",
 ] * 6
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))

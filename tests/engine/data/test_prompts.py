@@ -362,6 +362,9 @@ def test_names():
         "Bible",
         "everyday",
     ]
+    names = [languages.language(code) for code in ("deu", "zh_TW", "zho_Hans", "pt_BR", "bo", "dzo", "nob")]
+    assert names == ["German", "Traditional Chinese", "Chinese", "Portuguese", "Tibetan", "Dzongkha", "Norwegian"]
+    assert languages.strip_prefix("Thai: x", "tha_Thai") == "x"
     with pytest.raises(UserError, match="'xx' is unknown"):
         languages.language("xx")
 
