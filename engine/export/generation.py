@@ -27,7 +27,9 @@ def change(folder: Path, more: Sequence[int] = (), fewer: Sequence[int] = ()) ->
     before = ends(folder)
     after = [*(end for end in before if end not in fewer), *(end for end in more if end not in before)]
     if after != before:
-        write_json(folder / FILE, _own(folder) | {"eos_token_id": after}, indent=2)
+        # A file that says so may be made anew from config.json when the model is loaded.
+        kept = {key: value for key, value in _own(folder).items() if key != "_from_model_config"}
+        write_json(folder / FILE, kept | {"eos_token_id": after}, indent=2)
 
 
 def _own(folder: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def model_dtype(choice: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer, with a padding token (its end token if it has none: labels never depend on it).
+    """The tokenizer, with a padding token (its end token if it has none: labels never depend on padding).
 
     Raises UserError for one that loses the spaces of a text or whose prompts hold tokens that the model has not; what
     else it loses is printed.
@@ -96,7 +96,7 @@ def load_tokenizer(path: str) -> Any:
         raise UserError(f"{folder}: no tokenizer that can be read ({type(error).__name__}: {reason})") from None
     rows = config_json(folder).get("vocab_size")
     if tokenizer.pad_token_id is None or (rows and tokenizer.pad_token_id >= rows):
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(tokens.shown(tokenizer)[-1])
     for line in spelling.warnings(tokenizer, str(folder)):
         distributed.print0(f"warning: {line}")
     if rows:

@@ -76,7 +76,7 @@ def _closing(tokenizer: Any, after: str) -> tuple[str, str, bool]:
             return after[: match.end()], "", True
     marker = after.strip()
     ids = tokenizer(ANSWER + after, add_special_tokens=False)["input_ids"]
-    if marker and (len(marker) < 3 or marker.isalnum() or marker not in tokenizer.decode(ids)):
+    if marker and not (_like_a_marker(marker) and marker in tokenizer.decode(ids)):
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template ends an answer with {marker!r}, which is no token and cannot "
             "be told from a translation: make it a special token of the tokenizer"
@@ -157,10 +157,15 @@ def special_texts(tokenizer: Any, ends: bool = False) -> tuple[str, ...]:
 
 
 def _normal(tokenizer: Any) -> tuple[str, ...]:
-    """Texts of tokens that were added and are not special: of some models their markers are such."""
+    """Texts of tokens that were added, are not special and can be markers: of some models their markers are such."""
     special = special_ids(tokenizer)
     added = (str(token.content) for i, token in tokenizer.added_tokens_decoder.items() if i not in special)
-    return tuple(text for text in added if text.strip())
+    return tuple(text for text in added if _like_a_marker(text))
+
+
+def _like_a_marker(text: str) -> bool:
+    """Words and marks of punctuation stand in sentences; people add such tokens too."""
+    return len(text.strip()) > 2 and not text.strip()[0].isalnum()
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:

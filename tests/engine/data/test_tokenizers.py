@@ -98,6 +98,14 @@ def test_the_end_of_a_turn():
         assert tokenizer.decode(ids[:start]).count(marker) == 2  # those of the system's and the user's turn
 
 
+def test_added_words_are_no_markers():
+    tokenizer = tokenizer_of("bytes", "chatml")
+    tokenizer.add_tokens(["user", "house", "."])
+    ids, start = encode(tokenizer, PROMPT, Pair("user .", "A user.", "it", 1, ("de", "en")))
+    assert tokenizer.decode(ids[start:]) == "English: A user.<|im_end|>"
+    assert "German: user .<|im_end|>" in tokenizer.decode(ids[:start])
+
+
 @pytest.mark.parametrize("name", ["qwen3", "thinks", "reasons"])
 def test_an_answer_is_asked_for_after_the_thoughts(name):
     """Qwen3 is asked without thinking; a template that opens thoughts and renders them shut has them in the prompt."""

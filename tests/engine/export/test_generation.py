@@ -36,6 +36,7 @@ REFUSED = {"do_sample": False, "temperature": 0.6, "eos_token_id": [2, 4], "pad_
     ("config", "generation", "expected"),
     [
         ({"eos_token_id": 2}, {"eos_token_id": 2, "top_p": 0.9}, {"eos_token_id": [2, 3], "top_p": 0.9}),
+        ({"eos_token_id": 2}, {"eos_token_id": 2, "_from_model_config": True}, {"eos_token_id": [2, 3]}),
         ({"eos_token_id": 2}, {"pad_token_id": 0, "eos_token_id": None}, {"pad_token_id": 0, "eos_token_id": [2, 3]}),
         ({"eos_token_id": 2, "pad_token_id": 0}, None, {"eos_token_id": [2, 3], "pad_token_id": 0}),
         ({"eos_token_id": None}, None, {"eos_token_id": [3]}),

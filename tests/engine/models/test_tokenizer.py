@@ -80,6 +80,9 @@ def test_tokens_beyond_the_embedding(tmp_path):
     marked.chat_template = marked.chat_template.replace("<|end|>", "<|new|>")
     with pytest.raises(UserError, match=r"every prompt: '<\|new\|>' is token 263"):
         load.load_tokenizer(saved(tmp_path / "marked", marked))
+    endless = toys.bytes_tokenizer(True)
+    endless.eos_token = endless.pad_token = None  # its template ends a turn all the same
+    assert load.load_tokenizer(saved(tmp_path / "endless", endless)).pad_token == "<|end|>"
     padded = toys.bytes_tokenizer(True)
     padded.add_special_tokens({"pad_token": "<new>"})  # a padding token is no part of the model
     assert load.load_tokenizer(saved(tmp_path / "padded", padded)).pad_token == "</s>"
