@@ -121,6 +121,8 @@ TEMPLATES: dict[str, str | dict[str, str] | None] = {
     "reasons": CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),  # it renders none
     "normal": CHATML.replace("<|im_end|>", "<|end|>"),
     "text": CHATML.replace("<|im_end|>", "[/END]"),
+    "text_token": CHATML.replace("<|im_end|>", "[/END]<|im_end|>"),
+    "normal_token": CHATML.replace("<|im_end|>", "<|end|></s>"),
 }
 
 
@@ -130,7 +132,7 @@ def _backend(kind: str) -> str:
 
 
 def tokenizer_of(kind: str, template: str) -> PreTrainedTokenizerFast:
-    """A new tokenizer of a kind with a chat template; `normal` has an added token that is not special."""
+    """A new tokenizer of a kind with a chat template; `normal…` has an added token that is not special."""
     inner = Tokenizer.from_str(_backend(kind))
     unknown = "<unk>" if inner.token_to_id("<unk>") is not None else None
     made = PreTrainedTokenizerFast(
@@ -141,7 +143,7 @@ def tokenizer_of(kind: str, template: str) -> PreTrainedTokenizerFast:
         unk_token=unknown,
         additional_special_tokens=list(SPECIAL[3:]),
     )
-    if template == "normal":
+    if template.startswith("normal"):
         made.add_tokens([AddedToken("<|end|>", normalized=False)])
     made.chat_template = TEMPLATES[template]
     return made

@@ -36,7 +36,7 @@ class Turn:
     close: str
     """From the answer's end to that of the marker which ends its turn."""
     stop: str
-    """The marker, where it is plain text and no token; else empty."""
+    """What marks the end as plain text, as far as it is no token; else empty."""
     ends: bool
     """Whether `close` ends with a token, which then ends decoding; else the end token comes after it."""
     trims: bool
@@ -69,19 +69,18 @@ REMEDY = "put one with a user's and an assistant's turn into its chat_template.j
 
 
 def _closing(tokenizer: Any, after: str) -> tuple[str, str, bool]:
-    """What follows an answer, up to its marker; the marker if it is plain text; whether it is a token."""
-    for texts in (special_texts(tokenizer, ends=True), _normal(tokenizer)):
-        match = _any_of(texts).search(after)
-        if match and _is_token(tokenizer, after[: match.end()], match[0]):
-            return after[: match.end()], "", True
-    marker = after.strip()
+    """`close`, `stop` and `ends` of a Turn, by what the template puts after an answer."""
+    match = _any_of([*special_texts(tokenizer, ends=True), *_normal(tokenizer)]).search(after)
+    if match and not _is_token(tokenizer, after[: match.end()], match[0]):
+        match = None
+    text = (after[: match.start()] if match else after).strip()
     ids = tokenizer(ANSWER + after, add_special_tokens=False)["input_ids"]
-    if marker and not (_like_a_marker(marker) and marker in tokenizer.decode(ids)):
+    if text and not (_like_a_marker(text) and text in tokenizer.decode(ids)):
         raise UserError(
-            f"{tokenizer.name_or_path}: the chat template ends an answer with {marker!r}, which is no token and cannot "
+            f"{tokenizer.name_or_path}: the chat template ends an answer with {text!r}, which is no token and cannot "
             "be told from a translation: make it a special token of the tokenizer"
         )
-    return after[: after.index(marker) + len(marker)], marker, False
+    return after[: match.end() if match else after.index(text) + len(text)], text, match is not None
 
 
 def _is_token(tokenizer: Any, close: str, marker: str) -> bool:

@@ -31,7 +31,7 @@ def written(tokenizer, kind, reference):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_training_shows_is_what_decoding_asks(kind, template):
     tokenizer = tokenizer_of(kind, template)
-    if (kind, template) == ("wordpiece", "text"):
+    if kind == "wordpiece" and template.startswith("text"):
         with pytest.raises(UserError, match="cannot be told from a translation"):
             turns.turn(tokenizer)
         return
