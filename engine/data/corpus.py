@@ -1,6 +1,6 @@
 """Domains of parallel text: whether they are sound, and which sentences a run takes.
 
-layouts.py finds a split's files or its data set and records.py reads them; prompts.py words the pairs, tokens.py makes
+layouts.py finds a split's files or its data set and records.py reads them; prompts.py words the pairs, tokenizer/ makes
 ids of them.
 """
 

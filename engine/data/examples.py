@@ -1,4 +1,4 @@
-"""Sentence pairs as examples: prompts.py words them, tokens.py makes ids of them; too long ones are dropped here."""
+"""Sentence pairs as examples: prompts.py words them, tokenizer/ makes ids of them; too long ones are dropped here."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
     {"prompt": "def add(a, b):", "target": " return a + b", "group": "code"}
     {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}], "group": "maths"}
 
-Without `group` the file's name is the group: code.jsonl, news.jsonl.gz. A prompt and a target are read as they stand,
-after the tokenizer's BOS and before its end token; `messages` take its chat template, the last one is the target.
+Without `group` the file's name is the group: code.jsonl, news.jsonl.gz. A prompt and a target are read as one text,
+after the tokenizer's BOS and before its end token (white space at the prompt's end is predicted with the target);
+`messages` take its chat template, the last one is the target.
 Next: scoring/score.py.
 """
 
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from . import tokens
 from .batching import Example
+from .tokenizer import tokens
 
 
 @dataclass

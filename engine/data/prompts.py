@@ -1,7 +1,7 @@
 """A sentence pair as what a model reads: prompt, target, end of turn.
 
 The prompt's tokens are the same in scoring, training and decoding: `encode` with a target starts with exactly what
-`encode` without one returns. Chat models get their tokenizer's chat template, others a plain one: tokens.py.
+`encode` without one returns. Chat models get their tokenizer's chat template others plain lines: tokenizer/.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.errors import UserError
-from . import tokens
 from .config import DataConfig
 from .draws import draw
 from .languages import DOMAINS, language
 from .records import Pair
+from .tokenizer import tokens
+from .tokenizer import turns as templates
 
 SYSTEMS = {
     "released": "You are a translation specialist who specializes in translating texts from {src} into {tgt} in "
@@ -96,15 +97,16 @@ def encode(
 ) -> tuple[list[int], int]:
     """Token ids of the prompt, and of target and end-of-turn token if `with_target`; and where the target starts.
 
-    Training ends with the end-of-turn token: what a template renders after it (Qwen's newline) is left out. A special
-    token's text inside a sentence is spelt with a space, so that data cannot forge a turn. `shots` are translated
-    examples that come before the sentence, as turns of their own, or as lines where there is no chat template.
+    Training ends with the end-of-turn token: what a template renders after it (Qwen's newline) is left out. A plain
+    prompt ends at `English:`, and the space after it is the target's. A special token's text inside a sentence is spelt
+    with a space, so that data cannot forge a turn. `shots` are translated examples that come before the sentence, as
+    turns of their own, or as lines where there is no chat template.
     """
     system = prompt.instruction(pair).format(**_fields(tokenizer, pair))
     turns = [_turns(tokenizer, prompt, each) for each in (*shots, pair)]
     user, target = turns[-1]
     if tokenizer.chat_template:
-        return tokens.answered(tokenizer, tokens.messages(tokenizer, system, turns), target if with_target else None)
+        return tokens.answered(tokenizer, templates.messages(tokenizer, system, turns), target if with_target else None)
     opening = prompt.target.partition("{reference}")[0].format(**_fields(tokenizer, pair))
     head = "\n".join([system, *(text for turn in turns[:-1] for text in turn), user, opening])
     return tokens.plain(tokenizer, head, target[len(opening) :] if with_target else None)

@@ -12,21 +12,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..common.errors import UserError
+from ..data.languages import short_code
 
 METRICS = ("bleu", "chrf")
+
+
+UNSPACED = ("th", "lo", "km", "my", "bo", "dz")
+"""Beside Chinese and Japanese: Thai, Lao, Khmer, Burmese, Tibetan and Dzongkha set no words apart."""
 
 
 def tokenizer_name(target_language: str) -> str:
     """sacreBLEU's tokenizer: 13a, except where words are not set apart by spaces.
 
-    `zh` for Chinese; for Japanese `ja-mecab` where its package is installed, else `char`. The signature names it.
+    `zh` for Chinese; for Japanese `ja-mecab` where its package is installed, else `char`, as for the UNSPACED: 13a
+    counts whole clauses as words there, so that BLEU is near 0. The signature names it. Codes of three letters and
+    with a script or a country are known (tha, zho_Hant, zh_TW).
     """
-    language = target_language.lower().replace("_", "-").split("-")[0]
-    if language == "zh":
+    language = short_code(target_language)
+    if language in ("zh", "yue"):
         return "zh"
-    if language == "ja":
-        return "ja-mecab" if importlib.util.find_spec("MeCab") and importlib.util.find_spec("ipadic") else "char"
-    return "13a"
+    if language == "ja" and importlib.util.find_spec("MeCab") and importlib.util.find_spec("ipadic"):
+        return "ja-mecab"
+    return "char" if language in ("ja", *UNSPACED) else "13a"
 
 
 def score_domain(

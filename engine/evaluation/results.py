@@ -12,6 +12,7 @@ from ..data.config import DataConfig
 from ..data.records import Pair
 from ..slices.neurons import NeuronSet
 from .bleu import mean, score_system
+from .translation import cut_lines
 
 
 def translations(out: Path, system: str, name: str, language: str) -> Path:
@@ -37,6 +38,7 @@ def scores(
 ) -> dict[str, Any]:
     """Every system's translations in `out` against the references; domains go by their names in the run.
 
+    A domain's `cut` is how many translations the model had not ended at --evaluate.max-new-tokens.
     With several directions `pairs` names the domains of each, and a system's `pairs` are the means over them.
     """
     seen, unseen = ([d.name(domain) for d in directions for domain in getattr(d, part)] for part in ("seen", "unseen"))
@@ -46,6 +48,10 @@ def scores(
     for system in systems:
         lines = {name: read_lines(translations(out, system, name, code)) for name, code in languages.items()}
         found[system] = score_system(lines, references, languages, seen, unseen, smooth)
+        cut = cut_lines(out / "translations" / system)
+        for name, code in languages.items():
+            count = cut.get(f"{name}.{code}")
+            found[system]["domains"][name] |= {} if count is None else {"cut": count}
     whole: dict[str, Any] = {"systems": found, "seen": seen, "unseen": unseen}
     if directions[0].pairs:
         whole["pairs"] = {d.pair: [d.name(domain) for domain in d.domains] for d in directions}

@@ -31,7 +31,8 @@ def _show(model: nn.Module, tokenizer: Any, samples: int) -> None:
     for domain in (*data.domains, GENERAL):
         pairs = corpus.load_domain(data, domain, "test")
         prompt = prompts.resolve(data)
-        lines = translation.translate(model, tokenizer, prompt, pairs, batch_size=50, max_new_tokens=64)
+        part = translation.translate(model, tokenizer, prompt, pairs, batch_size=50, max_new_tokens=64)
+        lines = [line.text for line in translation.gather(part)]
         scores = bleu.score_domain(lines, [pair.target for pair in pairs], "en")
         print(f"  {domain:10} BLEU {scores['bleu']:5.1f}")
         for pair, line in list(zip(pairs, lines, strict=True))[:samples]:

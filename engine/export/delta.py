@@ -27,6 +27,7 @@ from ..common.shards import open_shard, tensor_files
 from ..methods.landermt.routes import ROUTES
 from ..models.names import stored_names
 from ..slices.patches import Patch
+from . import generation
 from .model import export_model
 
 FORMAT, FILE = "slicetune.delta", "delta.safetensors"
@@ -46,6 +47,7 @@ def write(base: Path_, model: Path_, patches: Mapping[str, Patch], out: Path_) -
             tensors[f"{key}/{patch.axis}/index"] = index
             about["tensors"][key] = {"module": live[key].rpartition(".")[0], "shape": list(tensor.shape)}
             about[f"{kind}_dtype"] = str(tensor.dtype).removeprefix("torch.")
+    about["ends"] = [end for end in generation.ends(model) if end not in generation.ends(base)]
     about["weights"] = sum(value.numel() for name, value in tensors.items() if name.endswith("/new"))
     about["bytes"] = sum(value.numel() * value.element_size() for value in tensors.values())
     with whole_folder(out) as unfinished:
@@ -109,9 +111,9 @@ def _move(source: Path, delta: Path, out: Path, before: str, after: str) -> None
         if tensor.dtype != part[before].dtype or not _fits(tensor, axis, part["index"], part[before]):
             raise UserError(f"{source}: {name} does not hold the delta's {before} values: it belongs to another model")
     dtype = "auto" if about["old_dtype"] == about["new_dtype"] else about[f"{after}_dtype"]
-    export_model(
-        source, {n: Patch(axis, part["index"], part[after]) for n, (axis, part) in patches.items()}, out, dtype
-    )
+    new = {n: Patch(axis, part["index"], part[after]) for n, (axis, part) in patches.items()}
+    export_model(source, new, out, dtype)
+    generation.change(out, **{"more" if after == "new" else "fewer": about.get("ends", ())})
 
 
 def _copy_routes(source: Path, out: Path) -> None:

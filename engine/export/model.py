@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from ..methods.expansion import Expansion
 from ..models.names import aliases, stored_names
 from ..models.sites import empty_model
 from ..slices.patches import Patch
+from . import generation
 
 COPIED = (
     "config.json",
@@ -51,11 +52,13 @@ def export_model(
     out_dir: str | os.PathLike[str],
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     expansion: Expansion | None = None,
+    ends: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Write `base_dir` with `patches` (live tensor name → new values) to `out_dir`; one process calls it.
 
-    `auto` keeps each tensor's dtype; `expansion` makes the model a deeper one, and patches name its tensors. `out_dir`
-    appears complete or not at all; an export that lies there is replaced.
+    `auto` keeps each tensor's dtype; `expansion` makes the model a deeper one, and patches name its tensors. `ends` are
+    tokens that the model was taught to end with: its generation config lists them, so that plain `generate` stops.
+    `out_dir` appears complete or not at all; an export that lies there is replaced.
     Returns `patched` (weights that patches cover), `updated` (whose fp32 value differs from the base's), `changed`
     (whose stored value differs, after rounding to the stored dtype), `lost` (the share of updates that the rounding
     swallowed), `dtype` and `bytes`. Raises UserError for a patch that fits no tensor, values that are not finite, a
@@ -76,6 +79,7 @@ def export_model(
         if SINGLE not in plan:
             _write_json(temp / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
         _copy_files(base, temp, dtype, expansion)
+        generation.change(temp, more=ends)
     stored = _main_dtype(plan)
     lost = 1 - tally["changed"] / tally["updated"] if tally["updated"] else 0.0
     counts = {name: tally[name] for name in ("patched", "updated", "changed")}

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import files
+from ..common import distributed, files
 from ..common.errors import UserError
 from ..data import tiny
+from ..data.tokenizer import spelling, tokens
 from . import attention, baichuan, folders, packing
 from .config import ModelConfig
 
@@ -82,7 +83,11 @@ def model_dtype(choice: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer, with a padding token (its end token if it has none: labels never depend on it)."""
+    """The tokenizer, with a padding token (its end token if it has none: labels never depend on padding).
+
+    Raises UserError for one that loses the spaces of a text or whose prompts hold tokens that the model has not; what
+    else it loses is printed.
+    """
     from transformers import AutoTokenizer
 
     folder = snapshot(path)
@@ -91,8 +96,13 @@ def load_tokenizer(path: str) -> Any:
     except Exception as error:  # missing, damaged or of an unknown kind: a dozen exceptions, one meaning
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(f"{folder}: no tokenizer that can be read ({type(error).__name__}: {reason})") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    rows = config_json(folder).get("vocab_size")
+    if tokenizer.pad_token_id is None or (rows and tokenizer.pad_token_id >= rows):
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(tokens.shown(tokenizer)[-1])
+    for line in spelling.warnings(tokenizer, str(folder)):
+        distributed.print0(f"warning: {line}")
+    if rows:
+        tokens.check(tokenizer, [(f"{folder}: every prompt", tokens.shown(tokenizer))], rows)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..common import private
+from ..common import distributed, private
 from ..data.batching import Batch, Example, pack
 from . import attention, kinds
 
@@ -45,7 +45,7 @@ def find_out(model: nn.Module) -> None:
     error = (together - alone).norm() / alone.norm().clamp_min(1e-30)
     model.packs_rows = bool(error <= LIMIT.get(next(model.parameters()).dtype, 0.05))
     if not model.packs_rows:
-        print(f"{type(model).__name__} mixes sentences that lie in one row: batches are padded instead", flush=True)
+        distributed.print0(f"{type(model).__name__} mixes sentences that lie in one row: batches are padded instead")
 
 
 def _hidden(model: nn.Module, batch: Batch) -> Tensor:

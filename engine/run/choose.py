@@ -14,10 +14,10 @@ from typing import Any
 from ..common import __version__, distributed
 from ..common.errors import UserError
 from ..common.settings import fingerprint
-from ..data import tokens
 from ..data.batching import Example
 from ..data.examples import show, template_of
 from ..data.monolingual import Texts, texts_of
+from ..data.tokenizer import tokens
 from ..methods.landermt.detect import detect, prompt_only
 from ..methods.landermt.detection import Detection
 from ..methods.method import Method
@@ -58,6 +58,7 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     texts = texts_of(job.directions, data.score_sentences * len(data.seen), job.config.seed)
     distributed.print0(texts.note)
     sentences = sentence_examples(job.tokenizer, texts, found.languages, data.max_length)
+    tokens.check(job.tokenizer, ((each.uid, each.input_ids) for each in sentences), job.shape.vocab)
     key = {"settings": fingerprint(identity), "tokens_per_batch": score.tokens_per_batch}
     progress = Progress(job.out, key, score.save_minutes)
     found, done = progress.resume(found)

@@ -17,6 +17,7 @@ from ..data import corpus
 from ..data.batching import Example
 from ..data.examples import encode_pairs
 from ..data.records import Pair
+from ..data.tokenizer import spelling, tokens
 from ..models import attention, baichuan, load
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
@@ -48,6 +49,10 @@ class Job(Inputs):
         self.report = distributed.first_rank_first(lambda: corpus.check(config.data))  # before any weight is fetched
         distributed.print0(self.report)
         super().__init__(config)
+        lost = lambda: spelling.lost_by_split(self.tokenizer, self.directions, config.seed)  # noqa: E731
+        self.lost: dict[str, spelling.Lost] = distributed.share_object(distributed.first(lost))
+        for name, targets in self.lost.items():
+            distributed.print0(targets.line(name))
         distributed.print0(self._capabilities())
 
     def _capabilities(self) -> str:
@@ -93,6 +98,7 @@ class Job(Inputs):
                     name = f"{data.name(domain)}/{split}"
                     raise UserError(f"{name}: no sentence is left: raise --data.max-length, or look at the file")
                 kept += found
+        tokens.check(self.tokenizer, ((each.uid, each.input_ids) for each in kept), self.shape.vocab)
         return kept
 
     def tests(self) -> dict[str, list[Pair]]:

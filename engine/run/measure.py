@@ -71,7 +71,9 @@ def translate(
         lines = gather(mine)
         if distributed.rank() == 0:
             finished.write(file, lines)
-        distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated")
+        cut = sum(line.cut for line in lines)
+        unended = f", {cut} of them cut at --evaluate.max-new-tokens {evaluate.max_new_tokens}" if cut else ""
+        distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated{unended}")
 
 
 def shots(job: Job) -> Shots:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..common import __version__, distributed
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.settings import kept, of_stage
+from ..data.tokenizer import tokens
 from ..evaluation import results
 from ..evaluation.report.run import table
 from ..models import load
@@ -135,7 +137,7 @@ class Run:
     def _export(self) -> None:
         job, method = self.job, self.config.method
         if method.merges:
-            train.export_merged(self.config, job.base, job.shape)
+            train.export_merged(self.config, job.base, job.shape, tokens.ends(job.tokenizer))
         else:
             train.export_attached(method, self.out, job.base, job.base_name)
 
@@ -174,6 +176,7 @@ class Run:
         found |= results.training(self.out)
         about: dict[str, Any] = {"slicetune": __version__, "method": c.method.kind, "model": c.model.path}
         about |= {"train_sentences": c.train_sentences} if c.method.trains else {}
+        about |= {"lost_targets": {name: asdict(lost) for name, lost in job.lost.items()}} if job.lost else {}
         about |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
         return measure.write_results(self.out, found, comet_said, about)
 

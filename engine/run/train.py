@@ -89,11 +89,11 @@ def patches(method: Method, out: Path, base: Path) -> dict[str, Patch]:
     return method.patches(base, method.load_chosen(out), chosen_masters(out))
 
 
-def export_merged(config: RunConfig, base: Path, shape: ModelShape) -> None:
-    """Leave model/, of a routed model with its routes; the first rank alone calls it."""
+def export_merged(config: RunConfig, base: Path, shape: ModelShape, ends: Sequence[int]) -> None:
+    """Leave model/, of a routed model with its routes; `ends` is export_model's. The first rank alone calls it."""
     method, out = config.method, Path(config.out)
     deeper, changes = method.expansion(shape.layers), patches(method, out, base)
-    print(summary(export_model(base, changes, out / "model", config.evaluate.dtype, deeper)), flush=True)
+    print(summary(export_model(base, changes, out / "model", config.evaluate.dtype, deeper, ends)), flush=True)
     if method.routed:
         trained_routes(base, method.load_chosen(out), chosen_masters(out)).save(out / "model" / method.chosen_file)
 

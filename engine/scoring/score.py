@@ -26,6 +26,7 @@ from ..common.settings import differences, fingerprint, of_stage
 from ..data import examples as examples_module
 from ..data import labelled
 from ..data.batching import Example
+from ..data.tokenizer import spelling, tokens
 from ..models import load as models
 from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
@@ -69,8 +70,12 @@ def score(
         distributed.print0(f"{count} samples dropped, {reason}")
     if not examples:
         raise UserError("no sample is left: raise --max-length")
+    for group in identity["groups"]:
+        if lost := spelling.lost_targets(tokenizer, (each.target for each in samples if each.group == group)):
+            distributed.print0(lost.line(group))
     distributed.print0(examples_module.show(tokenizer, examples[0]))
     shape = from_config(models.config_json(base))
+    tokens.check(tokenizer, ((each.uid, each.input_ids) for each in examples), shape.vocab)
     load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     stats, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)

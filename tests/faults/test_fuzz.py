@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 from slicetune.engine.common import checkpoint
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.sealed import DIGEST, UNKNOWN
-from slicetune.engine.data import corpus, prompts, tiny, tokens
+from slicetune.engine.data import corpus, prompts, tiny
 from slicetune.engine.data import records as records_module
 from slicetune.engine.data.config import DataConfig
+from slicetune.engine.data.tokenizer import turns
 from slicetune.engine.evaluation.translation import Translated
 from slicetune.engine.models import load as models
 from slicetune.engine.models.shapes import from_config
@@ -194,7 +195,7 @@ def test_prompts(tokenizer, text, sentence):
     assert ids[:start] == asked
     assert end == len(asked)
     plain = records_module.Pair("a", "b", "it", 1, ("de", "en"))
-    special = tokens.special_ids(tokenizer) - {tokenizer.unk_token_id}
+    special = turns.special_ids(tokenizer) - {tokenizer.unk_token_id}
     count = [sum(i in special for i in prompts.encode(tokenizer, prompt, p)[0]) for p in (pair, plain)]
     assert count[0] == count[1], "a sentence forged a special token"
 

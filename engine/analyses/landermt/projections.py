@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ...common import distributed
 from ...common.errors import UserError
-from ...data import tokens
 from ...data.batching import Example, batches_by_tokens, pad
 from ...data.monolingual import texts_of
+from ...data.tokenizer import tokens
 from ...evaluation.report.answer import Figure, Table, write
 from ...evaluation.report.charts import plane
 from ...methods.landermt.routes import GENERAL, ROUTES, Routes

@@ -20,7 +20,17 @@ from ...data import languages
 from ...slices.neurons import NeuronSet
 from . import page, sections
 from .page import aligned
-from .sections import Artefacts, comet_line, domain_name, duration, metrics, score_rows, system_name
+from .sections import (
+    Artefacts,
+    comet_line,
+    cut_line,
+    domain_name,
+    duration,
+    metrics,
+    score_rows,
+    signed,
+    system_name,
+)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -44,7 +54,9 @@ def table(results: Mapping[str, Any]) -> str:
             cells += [f"{scores[-1][m] - scores[0][m]:+.2f}" if scores[0] and scores[-1] else "-" for m, _ in shown]
         rows.append(cells)
     lines = aligned(rows)
-    lines += ["", f"trainable parameters  {results['trainable_parameters']:,}"]
+    lines += ["", *(f"signature             {line}" for line in signed(results))]
+    lines += [f"cut at the limit      {line}" for line in [cut_line(results)] if line]
+    lines += [f"trainable parameters  {results['trainable_parameters']:,}"]
     if results.get("seconds"):
         stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
         lines.append(f"time                  {stages} · all {duration(sum(results['seconds'].values()))}")
@@ -59,7 +71,7 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
     """Write `out_dir`/report.html from the run's artefacts; returns its path. Raises UserError without results."""
     run = Artefacts.read(Path(out_dir))
     data = run.config.get("data", {})
-    pair = " → ".join(languages.LANGUAGES.get(code, code) for code in data.get("pair", "").split("-") if code)
+    pair = " → ".join(languages.name_of(code) for code in data.get("pair", "").split("-") if code)
     if data.get("pairs"):
         pair = " ".join(data["pairs"])
     title = ": ".join(part for part in (run.method, pair) if part) or "Report"

@@ -133,7 +133,9 @@ def quality(run: Artefacts) -> str:
                 if i:
                     cells.append(page.change(score[metric] - scores[0][metric]) if score and scores[0] else "")
         rows.append(({"mean": "mean", "all": "mean all"}.get(kind, ""), cells))
-    return page.table(head, rows)
+    cut = cut_line(run.results)
+    note = f'<p class="soft">Translations cut at --evaluate.max-new-tokens: {escape(cut)}</p>' if cut else ""
+    return page.table(head, rows) + note
 
 
 def loss(run: Artefacts) -> str:
@@ -232,16 +234,25 @@ def _figures(path: Path) -> dict[str, Any]:
         return {}
 
 
+def signed(results: Mapping[str, Any]) -> list[str]:
+    """Each metric with sacreBLEU's signature: which tokenizer BLEU had."""
+    scores = [score["signatures"] for system in results["systems"].values() for score in system["domains"].values()]
+    kinds = (*METRICS, ("bleu_13a", "BLEU"))
+    return list(dict.fromkeys(f"{label} {each[key]}" for each in scores for key, label in kinds if key in each))
+
+
+def cut_line(results: Mapping[str, Any]) -> str:
+    """How many translations of each domain had not ended at --evaluate.max-new-tokens; empty where all had."""
+    parts = []
+    for name, system in results["systems"].items():
+        counts = {domain: score.get("cut", 0) for domain, score in system["domains"].items()}
+        found = [f"{domain_name(d)} {n:,} of {system['domains'][d]['n']:,}" for d, n in counts.items() if n]
+        parts += [f"{system_name(name)}: {', '.join(found)}"] * bool(found)
+    return "; ".join(parts)
+
+
 def signatures(run: Artefacts) -> str:
-    found: dict[str, None] = {}
-    for system in run.results["systems"].values():
-        for scores in system["domains"].values():
-            signed = scores["signatures"]
-            found |= {
-                f"{label} {signed[key]}": None for key, label in (*METRICS, ("bleu_13a", "BLEU")) if key in signed
-            }
-    if line := comet_line(run.results):
-        found[f"COMET {line}"] = None
+    found = [*signed(run.results), *(f"COMET {line}" for line in [comet_line(run.results)] if line)]
     return "".join(f"<p><code>{escape(text)}</code></p>" for text in found)
 
 

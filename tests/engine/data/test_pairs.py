@@ -17,7 +17,7 @@ from slicetune.engine.data.records import Pair
 from slicetune.engine.evaluation import results
 from slicetune.engine.evaluation.report import sections
 from slicetune.engine.evaluation.report.run import table, write_report
-from slicetune.engine.evaluation.translation import Translated, translate
+from slicetune.engine.evaluation.translation import Line, Translated, translate
 from slicetune.engine.models.shapes import resolve
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import memory
@@ -239,7 +239,7 @@ def test_some_directions_are_trained(root):
 def test_finished_translations_go_by_direction(tmp_path):
     """Two directions have files of one name; each is kept and found for itself."""
     finished = Translated(tmp_path / "base", {"settings": 1})
-    finished.write("de-en/it.en", ["one"])
+    finished.write("de-en/it.en", [Line("one", False)])
     assert finished.has("de-en/it.en")
     assert not finished.has("fr-en/it.en")
     assert (tmp_path / "base/de-en/it.en").read_text() == "one\n"

@@ -161,9 +161,10 @@ def test_natural_tokens_across_the_seam():
     assert ids[:start] == encode(tokenizer, Prompt(), PAIR, with_target=False)[0]
 
 
-def test_a_special_token_before_the_reply_does_not_end_it():
-    _, trained = parts(make(THINKING, "<|im_end|>", None))
-    assert trained == "<|start_header_id|>English: The facility is broken.<|im_end|>"
+def test_a_special_token_before_the_reply_is_of_the_prompt():
+    prompt, trained = parts(make(THINKING, "<|im_end|>", None))
+    assert prompt.endswith("<|im_start|>assistant\n<|start_header_id|>")
+    assert trained == "English: The facility is broken.<|im_end|>"
 
 
 def test_one_bos():
@@ -177,8 +178,8 @@ def test_one_bos():
 
 def test_plain_template():
     prompt, trained = parts(make(bos=None))
-    assert prompt == f"{SYSTEM}\nGerman: Die Anlage ist defekt.\nEnglish: "
-    assert trained == "The facility is broken.</s>"
+    assert prompt == f"{SYSTEM}\nGerman: Die Anlage ist defekt.\nEnglish:"
+    assert trained == " The facility is broken.</s>"
     ids, _ = encode(make(adds_bos=True), Prompt(), PAIR)
     assert ids.count(0) == 1
     assert ids[0] == 0
@@ -187,8 +188,8 @@ def test_plain_template():
 
 def test_plain_template_with_a_reference_that_repeats_the_prefix():
     prompt, trained = parts(make(bos=None), Pair("Englisch", "English", "it", 1, DE_EN))
-    assert prompt.endswith("\nEnglish: ")
-    assert trained == "English</s>"
+    assert prompt.endswith("\nEnglish:")
+    assert trained == " English</s>"
 
 
 def test_todays_date_is_not_in_the_prompt():
@@ -248,7 +249,7 @@ def test_named_prompts():
     short, _ = parts(
         make(bos=None), Pair("Ja.", "Yes.", "tatoeba", 1, DE_EN), prompts.resolve(DataConfig(prompt="short"))
     )
-    assert short == "Translate from German into English. Domain: everyday.\nGerman: Ja.\nEnglish: "
+    assert short == "Translate from German into English. Domain: everyday.\nGerman: Ja.\nEnglish:"
     own = prompts.resolve(DataConfig(prompt="Into {tgt} {{please}}!"))
     assert parts(make(bos=None), prompt=own)[0].startswith("Into English {please}!\n")
 
@@ -272,18 +273,19 @@ def test_bad_prompts(text, message):
 def test_braces_in_a_sentence_are_text():
     prompt, trained = parts(make(bos=None), Pair("{tgt} {0}", "{src}", "it", 1, DE_EN))
     assert "German: {tgt} {0}\n" in prompt
-    assert trained == "{src}</s>"
+    assert trained == " {src}</s>"
 
 
 def test_a_prompt_of_ones_own_opens_the_target():
-    """What a base model was taught: instruction, source line, and the target's language with colon and space."""
+    """What a base model knows: instruction, source line, the target's language with a colon."""
     own = prompts.resolve(DataConfig(prompt="Translate from {src} into {tgt}."))
     for pair in (PAIR, Pair("Oui.", "是的。", "web", 3, ("fr", "zh"))):
         tokenizer, (src, tgt) = make(bos=None), map(languages.language, pair.languages)
-        head = f"Translate from {src} into {tgt}.\n{src}: {pair.source}\n{tgt}: "
+        head = f"Translate from {src} into {tgt}.\n{src}: {pair.source}\n{tgt}:"
         ids, start = encode(tokenizer, own, pair)
         assert ids[:start] == tokenizer(head, add_special_tokens=False)["input_ids"]
-        assert ids[start:] == [*tokenizer(pair.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        whole = tokenizer(f"{head} {pair.target}", add_special_tokens=False)["input_ids"]
+        assert ids == [*whole, tokenizer.eos_token_id]
 
 
 def test_templates_are_drawn_by_sentence_and_seed():
@@ -326,8 +328,8 @@ def test_examples_are_lines_of_a_plain_prompt():
     tokenizer = make(bos=None)
     ids, start = encode(tokenizer, Prompt(), PAIR, shots=SHOTS)
     lines = [SYSTEM, "German: Ja.", "English: Yes.", "German: Nein < /s>.", "English: No."]
-    assert tokenizer.decode(ids[:start]).split("\n") == [*lines, "German: Die Anlage ist defekt.", "English: "]
-    assert tokenizer.decode(ids[start:]) == "The facility is broken.</s>"
+    assert tokenizer.decode(ids[:start]).split("\n") == [*lines, "German: Die Anlage ist defekt.", "English:"]
+    assert tokenizer.decode(ids[start:]) == " The facility is broken.</s>"
     assert encode(tokenizer, Prompt(), PAIR, with_target=False, shots=SHOTS)[0] == ids[:start]
 
 
@@ -360,6 +362,9 @@ def test_names():
         "Bible",
         "everyday",
     ]
+    names = [languages.language(code) for code in ("deu", "zh_TW", "zho_Hans", "pt_BR", "bo", "dzo", "nob")]
+    assert names == ["German", "Traditional Chinese", "Chinese", "Portuguese", "Tibetan", "Dzongkha", "Norwegian"]
+    assert languages.strip_prefix("Thai: x", "tha_Thai") == "x"
     with pytest.raises(UserError, match="'xx' is unknown"):
         languages.language("xx")
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from slicetune.engine.common.errors import UserError
+from slicetune.engine.data import languages
 from slicetune.engine.evaluation.bleu import average, score_domain, score_system, tokenizer_name
 
 ENGLISH = (
@@ -58,6 +59,28 @@ def test_japanese_takes_mecab_only_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert tokenizer_name("ja") == "ja-mecab"
     assert tokenizer_name("zha") == "13a"
+
+
+@pytest.mark.parametrize(
+    ("codes", "tokenizer"),
+    [
+        (("zh", "zh-TW", "zh_Hant", "zho", "zho_Hans", "cmn", "yue"), "zh"),
+        (("th", "tha", "tha_Thai", "lo", "lao_Laoo", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"), "char"),
+        (("de", "deu", "en_US", "ko", "kor_Hang", "vi", "ar", "hi"), "13a"),
+    ],
+)
+def test_characters_are_counted_where_words_are_not_set_apart(codes, tokenizer):
+    for code in codes:
+        assert tokenizer_name(code) == tokenizer
+        languages.language(code)  # prompts can name it
+
+
+def test_thai_has_a_score_of_characters_and_one_of_words():
+    scores = score_domain(["แมวนั่งบนเสื่อสีแดง"], ["แมวนั่งบนเสื่อสีดำ"], "th")
+    assert scores["bleu"] > 60
+    assert scores["bleu_13a"] == 0
+    assert "tok:char" in scores["bleu_signature"]
+    assert "tok:13a" in scores["bleu_13a_signature"]
 
 
 def test_averages_are_unweighted_over_domains():

@@ -53,6 +53,21 @@ def results(**more) -> dict:
     }
 
 
+def test_translations_cut_at_the_limit_are_said(tmp_path):
+    found = results()
+    assert "cut at" not in table(found)
+    found["systems"]["caneft"]["domains"]["it"]["cut"] = 12
+    found["systems"]["caneft"]["domains"]["law"]["cut"] = 0
+    assert "cut at the limit      CANEFT: IT 12 of 2,000\n" in table(found)
+    (run_folder(tmp_path) / "results.json").write_text(json.dumps(found))
+    page = write_report(tmp_path).read_text()
+    assert "cut at --evaluate.max-new-tokens: CANEFT: IT 12 of 2,000" in page
+
+
+def test_signatures_stand_in_the_log():
+    assert "signature             BLEU nrefs:1|case:mixed|tok:13a\n" in table(results())
+
+
 def neuron_set() -> NeuronSet:
     slices = {
         (0, "gate", "row"): torch.tensor([0, 1, 47]),

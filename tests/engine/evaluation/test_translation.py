@@ -10,10 +10,11 @@ import pytest
 import torch
 from toys import bytes_tokenizer, model_of_bytes
 
+from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import read_lines, write_lines
 from slicetune.engine.data import prompts
 from slicetune.engine.data.records import Pair
-from slicetune.engine.evaluation.translation import as_line, end_tokens, gather, translate
+from slicetune.engine.evaluation.translation import Line, as_line, end_tokens, gather, translate
 
 PROMPT = prompts.Prompt(system="{src} to {tgt}. {domain}.")
 PAIRS = [
@@ -53,7 +54,7 @@ def test_batches_give_what_single_sentences_give(kind, chat, batch_size):
     for pair in PAIRS:
         tokens = one_by_one(model, tokenizer, pair, 12, ends)
         expected.append(by_hand(tokenizer.decode(tokens, skip_special_tokens=True)))
-    made = translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)
+    made = [line.text for line in translate(model, tokenizer, PROMPT, PAIRS, batch_size, 12)]
     assert made == expected
     assert len(set(made)) > 1
 
@@ -87,8 +88,23 @@ def test_decoding_stops_at_the_end_of_turn_and_leaves_it_out():
     assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == sorted({2, 3, stop})
     made = translate(model, tokenizer, PROMPT, PAIRS, 5, 10)
     cut = free[2][: free[2].index(stop)]
-    assert made[2] == by_hand(tokenizer.decode(cut, skip_special_tokens=True))
+    assert made[2] == Line(by_hand(tokenizer.decode(cut, skip_special_tokens=True)), cut=False)
+    assert [line.cut for line in made] == [stop not in tokens for tokens in free]
     assert any(len(tokens) > len(cut) for tokens in free)
+
+
+def test_a_prompt_with_a_token_that_the_model_has_not_is_refused():
+    model, tokenizer = model_of_bytes("llama"), bytes_tokenizer(True)
+    tokenizer.add_tokens(["Anlage"])
+    with pytest.raises(UserError, match=r"^it/test/1: 'Anlage' is token 263, but the model's embedding has 263 rows"):
+        translate(model, tokenizer, PROMPT, PAIRS, 2, 6)
+
+
+def test_the_unknown_token_ends_nothing():
+    model, tokenizer = model_of_bytes("llama"), bytes_tokenizer(True)
+    tokenizer.unk_token = "<pad>"
+    model.generation_config.eos_token_id = [0, 2]
+    assert end_tokens(model, tokenizer, PROMPT, PAIRS[0]) == [2, 3]
 
 
 def test_the_models_own_sampling_settings_are_not_used_and_come_back():

@@ -122,9 +122,9 @@ def test_a_base_models_answer_is_the_line_that_it_writes():
     model.register_forward_hook(lambda *_: calls.append(1))
     made = translate(model, tokenizer, PROMPT, pairs[:1], 1, 24, shots=[few])
     assert len(calls) == place + 1  # it does not write on to the limit
-    assert made + translate(model, tokenizer, PROMPT, pairs[1:], 3, 24, shots=[few] * 2) == [
-        text.partition("\n")[0].strip() for text in written
-    ]
+    made += translate(model, tokenizer, PROMPT, pairs[1:], 3, 24, shots=[few] * 2)
+    assert [line.text for line in made] == [text.partition("\n")[0].strip() for text in written]
+    assert [line.cut for line in made] == ["\n" not in text for text in written]  # at the line's end it has ended
     whole = translate(model, tokenizer, PROMPT, pairs, 3, 24, shots=[[]] * 3)
     assert whole == translate(model, tokenizer, PROMPT, pairs, 3, 24)  # without examples nothing is cut
 

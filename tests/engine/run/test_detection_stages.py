@@ -8,9 +8,10 @@ import pytest
 import torch
 from toys import bytes_tokenizer, model_of_bytes
 
-from slicetune.engine.data import monolingual, tokens
+from slicetune.engine.data import monolingual
 from slicetune.engine.data.batching import Example
 from slicetune.engine.data.config import DataConfig
+from slicetune.engine.data.tokenizer import tokens
 from slicetune.engine.methods.landermt.detect import detect, prompt_only
 from slicetune.engine.methods.landermt.detection import Detection
 from slicetune.engine.methods.landermt.routes import Routes
@@ -57,7 +58,7 @@ def test_prompts_of_every_direction_and_sentences_of_every_language(run, capsys)
     assert not (run.out / "scoring").exists()
 
     asked = [prompt_only(example) for example in run.examples("train", 4)]
-    assert run.tokenizer.decode(asked[0].input_ids).endswith("English: ")
+    assert run.tokenizer.decode(asked[0].input_ids).endswith("English:")
     texts = monolingual.texts_of(run.directions, 4, 0).sentences
     assert [text.removeprefix("de") for text in texts["de"]] == [text.removeprefix("fr") for text in texts["fr"]]
     own = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from slicetune.engine.evaluation.translation import Translated
+from slicetune.engine.evaluation.translation import Line, Translated, cut_lines
 
 
 @pytest.fixture
 def finished(tmp_path) -> Translated:
     record = Translated(tmp_path, {"settings": {"seed": 0, "seen": ("it",)}, "model": "abc"})
-    record.write("it.en", ["one", "two"])
-    record.write("law.en", ["three"])
+    record.write("it.en", [Line("one", False), Line("two", True)])
+    record.write("law.en", [Line("three", False)])
     return record
 
 
@@ -21,6 +21,7 @@ def test_what_is_written_is_kept(finished, tmp_path):
     assert again.has("law.en")
     assert not again.has("koran.en")
     assert (tmp_path / "it.en").read_text() == "one\ntwo\n"
+    assert cut_lines(tmp_path) == {"it.en": 1, "law.en": 0}  # how many a limit cut comes back with them
 
 
 def test_what_is_damaged_or_gone_is_not(finished, tmp_path):
@@ -34,7 +35,7 @@ def test_what_is_damaged_or_gone_is_not(finished, tmp_path):
 def test_what_was_made_otherwise_is_not_and_goes(finished, tmp_path, other):
     record = Translated(tmp_path, other)
     assert not record.has("it.en")
-    record.write("law.en", ["three"])
+    record.write("law.en", [Line("three", False)])
     assert record.has("law.en")
     assert not record.has("it.en")
     assert not finished.has("law.en")
