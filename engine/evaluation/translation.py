@@ -27,6 +27,7 @@ from ..data.records import Pair
 from ..data.tokenizer import tokens, turns
 from ..data.tokenizer.spelling import DETOKENISE
 from ..methods.landermt.routing import router_of
+from ..models import kinds
 
 
 class Line(NamedTuple):
@@ -63,8 +64,9 @@ def translate(
     given = [()] * len(pairs) if shots is None else shots
     encoded = zip(pairs, given, strict=True)
     prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False, shots=few)[0] for pair, few in encoded]
-    named = ((f"{pair.domain}/test/{pair.index}", ids) for pair, ids in zip(pairs, prompted, strict=True))
+    named = [(f"{pair.domain}/test/{pair.index}", ids) for pair, ids in zip(pairs, prompted, strict=True)]
     tokens.check(tokenizer, named, model.get_input_embeddings().weight.shape[0])
+    kinds.look_at_lengths(model.config, named, max_new_tokens)
     order = sorted(range(len(pairs)), key=lambda i: (-len(prompted[i]), i))
     mine = order[rank::world]
     batches = -(-len(order[::world]) // batch_size)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
+from ..common import distributed
 from ..common.errors import UserError
 
 PARTS = re.compile("vision|image|audio|speech|video|vq|text|patch|encoder")
@@ -45,3 +47,41 @@ def takes_positions(model: nn.Module) -> bool:
     """Whether its forward takes position_ids and goes by them: BLOOM and other ALiBi models count tokens themselves."""
     alibi = getattr(model.config, "alibi", False) or getattr(model.config, "position_embedding_type", "") == "alibi"
     return not alibi and "position_ids" in inspect.signature(type(model.base_model).forward).parameters
+
+
+def check_length(config: Any, longest: int, what: str) -> str:
+    """Look at the longest row of tokens that a model shall read; a warning, empty if there is nothing to say.
+
+    `config` is a Hugging Face config, `what` names the row. Raises UserError where a longer row is read otherwise than
+    its parts (rotary angles that depend on the longest row of a batch) or not at all (learned positions).
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {each.get("rope_type", each.get("type")) for each in (rope, *rope.values()) if isinstance(each, dict)}
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if "longrope" in kinds:
+        own = rope.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        limit = min(filter(None, (limit, own)), default=None)
+    if not isinstance(limit, int) or longest <= limit:
+        return ""
+    remedy = f"{what} has {longest:,} tokens, the model's limit is {limit:,}"
+    if changing := sorted(kinds & {"dynamic", "longrope"}):
+        raise UserError(
+            f"{remedy}: beyond it its rotary positions ({changing[0]}) change with the longest row of a batch, and with "
+            "them every sentence in it: lower --data.max-length or --evaluate.max-new-tokens"
+        )
+    if not rope and not hasattr(config, "rope_theta"):
+        raise UserError(f"{remedy}: it has learned no more positions: lower --data.max-length")
+    return f"{remedy}: it was not trained on more"
+
+
+def look_at_lengths(config: Any, named: Iterable[tuple[str, Sequence[int]]], more: int = 0) -> None:
+    """`check_length` of the longest of (name, ids), with `more` tokens that are added to it; a warning is printed.
+
+    `config` is a Hugging Face config or a parsed config.json.
+    """
+    from transformers import AutoConfig
+
+    name, longest = max(((name, len(ids)) for name, ids in named), key=lambda each: each[1], default=("", 0))
+    config = AutoConfig.for_model(**config) if isinstance(config, dict) else config
+    if line := check_length(config, longest + more, name):
+        distributed.print0(f"warning: {line}")

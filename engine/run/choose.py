@@ -21,6 +21,7 @@ from ..data.tokenizer import tokens
 from ..methods.landermt.detect import detect, prompt_only
 from ..methods.landermt.detection import Detection
 from ..methods.method import Method
+from ..models import kinds, load
 from ..models.shapes import ModelShape
 from ..scoring.progress import Progress
 from ..scoring.score import scored
@@ -58,7 +59,9 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     texts = texts_of(job.directions, data.score_sentences * len(data.seen), job.config.seed)
     distributed.print0(texts.note)
     sentences = sentence_examples(job.tokenizer, texts, found.languages, data.max_length)
-    tokens.check(job.tokenizer, ((each.uid, each.input_ids) for each in sentences), job.shape.vocab)
+    named = [(each.uid, each.input_ids) for each in sentences]
+    tokens.check(job.tokenizer, named, job.shape.vocab)
+    kinds.look_at_lengths(load.config_json(job.base), named)
     key = {"settings": fingerprint(identity), "tokens_per_batch": score.tokens_per_batch}
     progress = Progress(job.out, key, score.save_minutes)
     found, done = progress.resume(found)

@@ -18,7 +18,7 @@ from ..data.batching import Example
 from ..data.examples import encode_pairs
 from ..data.records import Pair
 from ..data.tokenizer import spelling, tokens
-from ..models import attention, baichuan, load
+from ..models import attention, baichuan, kinds, load
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
@@ -98,7 +98,9 @@ class Job(Inputs):
                     name = f"{data.name(domain)}/{split}"
                     raise UserError(f"{name}: no sentence is left: raise --data.max-length, or look at the file")
                 kept += found
-        tokens.check(self.tokenizer, ((each.uid, each.input_ids) for each in kept), self.shape.vocab)
+        named = [(each.uid, each.input_ids) for each in kept]
+        tokens.check(self.tokenizer, named, self.shape.vocab)
+        kinds.look_at_lengths(load.config_json(self.base), named)
         return kept
 
     def tests(self) -> dict[str, list[Pair]]:

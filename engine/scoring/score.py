@@ -27,6 +27,7 @@ from ..data import examples as examples_module
 from ..data import labelled
 from ..data.batching import Example
 from ..data.tokenizer import spelling, tokens
+from ..models import kinds
 from ..models import load as models
 from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
@@ -75,7 +76,9 @@ def score(
             distributed.print0(lost.line(group))
     distributed.print0(examples_module.show(tokenizer, examples[0]))
     shape = from_config(models.config_json(base))
-    tokens.check(tokenizer, ((each.uid, each.input_ids) for each in examples), shape.vocab)
+    named = [(each.uid, each.input_ids) for each in examples]
+    tokens.check(tokenizer, named, shape.vocab)
+    kinds.look_at_lengths(models.config_json(base), named)
     load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     stats, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
