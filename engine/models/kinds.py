@@ -66,8 +66,8 @@ def check_length(config: Any, longest: int, what: str) -> str:
     remedy = f"{what} has {longest:,} tokens, the model's limit is {limit:,}"
     if changing := sorted(kinds & {"dynamic", "longrope"}):
         raise UserError(
-            f"{remedy}: beyond it its rotary positions ({changing[0]}) change with the longest row of a batch, and with "
-            "them every sentence in it: lower --data.max-length or --evaluate.max-new-tokens"
+            f"{remedy}: beyond it its rotary positions ({changing[0]}) change with the longest row of a batch, and all "
+            "sentences in it with them: lower --data.max-length or --evaluate.max-new-tokens"
         )
     if not rope and not hasattr(config, "rope_theta"):
         raise UserError(f"{remedy}: it has learned no more positions: lower --data.max-length")
