@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...common.cache import cached
+from ...common.files import cached
 from ...common.errors import UserError
 from . import corpus, pairs, pretrain
 

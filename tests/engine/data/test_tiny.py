@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from slicetune.engine.common.cache import cached
+from slicetune.engine.common.files import cached
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.data import prompts, tiny
 from slicetune.engine.data.tiny import corpus as tiny_corpus
