@@ -39,7 +39,8 @@ def start(timeout_minutes: float = 30.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPUs); one process forms a group of its own.
 
     DeepSpeed wants a group even for one process. Without torchrun's variables the port is one that the system says is
-    free, so two runs on one machine do not meet. Raises UserError if a given port is in use, and as launcher.check does.
+    free, so two runs on one machine do not meet. Raises UserError as launcher.check does, and for a
+    port in use.
     """
     if dist.is_initialized():
         return

@@ -24,7 +24,7 @@ NUMBERS = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "PM
 NUMBERS += ("SLURM_PROCID",)
 """Which of them this is, from 0."""
 CLASHES = ("OMPI_COMM_WORLD_LOCAL_RANK",)
-"""What DeepSpeed reads besides, and wants to agree with LOCAL_RANK: of an mpirun that has started torchrun it cannot."""
+"""What DeepSpeed reads besides, and wants to equal LOCAL_RANK: that of an mpirun which started torchrun cannot."""
 UNSET = "env -u {} takes it out of the environment"
 TORCHRUN = "start them by torchrun --nproc_per_node N, or one process without a launcher"
 

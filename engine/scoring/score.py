@@ -30,6 +30,7 @@ from ..data.batching import Example
 from ..models import load as models
 from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
+from . import window
 from .config import ScoreConfig
 from .passes import counts_device
 from .passes import score as add_scores
@@ -98,13 +99,15 @@ def scored(
     """
     rank, world = distributed.rank(), distributed.world()
     where = counts_device(config, shape, len(groups), distributed.device())
-    fresh = Statistics(list(groups), shape, config.lowest_octave, where)
-    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch}
+    model = load()
+    lowest = window.choose(model, examples, config, pad_id)
+    fresh = Statistics(list(groups), shape, lowest, where)
+    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch, "lowest_octave": lowest}
     partial = Progress(folder, key, config.save_minutes)
     stats, done = partial.resume(fresh)
     with Bar("score", len(examples), "sentence") as bar:
         add_scores(
-            load(),
+            model,
             examples,
             stats,
             config,

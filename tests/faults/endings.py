@@ -17,8 +17,8 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
-import toys
 import torch
+import toys
 from torch import distributed as dist
 
 from slicetune.engine.common import distributed

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ....kernels.histogram import HIGHEST, LOWEST, OCTAVES
+from ....kernels.histogram import OCTAVES
 from ...common.errors import UserError
 from ...scoring.statistics import Statistics
 from ...slices.neurons import NeuronSet
@@ -102,7 +102,7 @@ def _information(stats: Statistics, bins: int, binning: Binning, consensus: Cons
     if mi.max() <= 0:
         raise UserError(
             "mutual information is 0 for every neuron: its scores fall in one bin or are alike in all domains "
-            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and --score.lowest-octave"
+            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and at the model"
         )
     return mi
 
@@ -166,10 +166,9 @@ def _warnings(stats: Statistics, selection: Selection) -> list[str]:
     if selection.clamped_share > WARN_CLAMPED:
         low = int(stats.clamped_low) > int(stats.clamped_high)
         start = stats.lowest_octave
-        better = min(max(start - 8 if low else start + 8, LOWEST), HIGHEST)
         lines.append(
             f"{selection.clamped_share:.2%} of scores lie {'below' if low else 'above'} the histogram's range "
-            f"(2^{start} to 2^{start + OCTAVES}): score again with --score.lowest-octave {better}"
+            f"(2^{start} to 2^{start + OCTAVES}) and count as its {'lowest' if low else 'highest'} bin"
         )
     if selection.ties_left_out:
         lines.append(f"{selection.ties_left_out:,} neurons tie with the last chosen one; order in the model decided")

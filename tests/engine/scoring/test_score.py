@@ -225,4 +225,4 @@ def test_score_as_a_program(base, files, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "17 samples (code 9, talk 8), " in done.stdout
     assert Statistics.load(tmp_path / "statistics.safetensors").groups == ["code", "talk"]
-    assert of_stage(ScoreConfig(), "score").keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}
+    assert of_stage(ScoreConfig(), "score").keys() == {"loss", "tokens", "token_reduce"}
