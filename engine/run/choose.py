@@ -92,9 +92,9 @@ def sentence_examples(tokenizer: Any, texts: Texts, languages: Sequence[str], ma
         ids = [tokens.bare(tokenizer, text) for text in texts.sentences[language]]
         own = [(number, tokens) for number, tokens in enumerate(ids, 1) if 1 < len(tokens) <= max_length]
         if not own:
-            raise UserError(f"{language}: no sentence for its awareness is left: raise --data.max-length")
+            raise UserError(f"{language!r}: no sentence for its awareness is left: raise --data.max-length")
         if len(own) < len(ids):
-            dropped = f"{len(ids) - len(own)} sentences of {language} dropped, over {max_length} tokens"
+            dropped = f"{len(ids) - len(own)} sentences of {language!r} dropped, over {max_length} tokens"
             distributed.print0(f"awareness: {dropped}")
         kept += [Example(tokens, 1, group, f"{language}/{number}") for number, tokens in own]
     return kept

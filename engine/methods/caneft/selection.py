@@ -139,7 +139,8 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
     """Refuses what cannot be chosen from, in one line."""
     empty = [name for name, samples in zip(stats.groups, stats.samples.tolist(), strict=True) if not samples]
     if empty:
-        raise UserError(f"no sentence of {' '.join(empty)} was scored: check its files or take it out of --data.seen")
+        names = " ".join(map(repr, empty))
+        raise UserError(f"no sentence of {names} was scored: check its files or take it out of --data.seen")
     if len(stats.groups) < 2 and consensus:
         raise UserError(
             f"only one group was scored, {stats.groups[0]!r}, and mutual information compares groups: name two domains "
@@ -161,7 +162,7 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
 def _warnings(stats: Statistics, selection: Selection) -> list[str]:
     lines = []
     if len(set(selection.samples.values())) > 1:
-        counts = ", ".join(f"{name} {samples:,}" for name, samples in selection.samples.items())
+        counts = ", ".join(f"{name!r} {samples:,}" for name, samples in selection.samples.items())
         lines.append(f"domains differ in scored sentences ({counts}); p(d) is as counted")
     if selection.clamped_share > WARN_CLAMPED:
         low = int(stats.clamped_low) > int(stats.clamped_high)

@@ -114,8 +114,8 @@ def test_a_comparison_checks_all_recipes_before_the_first_starts(tmp_path, monke
     model = ModelConfig(path=str(tmp_path / "bloom"))
     given = compare.CompareConfig(recipes=(), out=tmp_path / "out")
     entries = [
-        entry("base_x", RunConfig(model=model, method=sound)),
-        entry("lora_x", RunConfig(model=model, method=bad)),
+        entry("base_x", RunConfig(model=model, method=Base())),
+        entry("lora_x", RunConfig(model=model, method=Lora(target_modules=("q_proj",)))),
     ]
     monkeypatch.setattr(compare, "plan", lambda own, rest: entries)
     with pytest.raises(UserError, match=r"lora_x: --method\.target-modules q_proj"):

@@ -153,7 +153,7 @@ def test_groups_that_cannot_inform_are_refused():
     assert "only one group was scored, 'it'" in refused(alone, Caneft())
     assert select(alone, consensus=None).neurons.count == 1
     four = statistics_of(scores, groups, shape, ["it", "law", "medical", "subtitles"])
-    assert "no sentence of subtitles" in refused(four, Caneft())
+    assert "no sentence of 'subtitles'" in refused(four, Caneft())
 
 
 def test_incomplete_statistics_are_refused():
@@ -175,7 +175,7 @@ def test_warnings_say_what_the_user_should_know():
         chosen = select(statistics_of(changed, groups, shape), **vars(Caneft()))
         assert chosen.clamped_share == pytest.approx(0.1, abs=1e-3)
         assert any(words in line for line in chosen.warnings)
-        assert any("it 30, law 15, medical 15" in line for line in chosen.warnings)
+        assert any("'it' 30, 'law' 15, 'medical' 15" in line for line in chosen.warnings)
 
 
 def test_command_line_selects_and_writes(tmp_path, capsys):
