@@ -42,7 +42,7 @@ def check(environment: MutableMapping[str, str]) -> None:
     for name in COUNTS:
         if (count := _number(environment, name) or 0) > 1:
             why = f"{count} processes were started, and each would be a run of its own in one --out"
-            raise UserError(f"{name}={count} without RANK: {why}: {TORCHRUN}")
+            raise UserError(f"{name}={count} without RANK: {why}: {TORCHRUN}; if it is alone, {UNSET.format(name)}")
     for name in NUMBERS:
         if number := _number(environment, name):
             why = "this is one of several processes, and each would be a run of its own in one --out"
