@@ -33,6 +33,7 @@ from ..evaluation.report.answer import Figure, Table, write
 from ..evaluation.report.charts import matrix
 from ..methods.caneft.information import consensus, exact_bins, mutual_information
 from ..methods.caneft.settings import Caneft
+from ..scoring import window
 from ..scoring.config import ScoreConfig
 from ..scoring.passes import counts_device, score
 from ..scoring.statistics import Statistics
@@ -153,9 +154,11 @@ def run_condition(source: Source, condition: Condition) -> None:
         sentences = deal(sentences, config.seed)
     scoring: ScoreConfig = replace(config.score, tokens=condition.tokens or config.score.tokens)
     where = counts_device(scoring, source.shape, len(config.data.groups), distributed.device())
-    stats = Statistics(list(config.data.groups), source.shape, scoring.lowest_octave, where)
-    pad_id, rank, world = source.tokenizer.pad_token_id, distributed.rank(), distributed.world()
-    score(source.model(), sentences, stats, scoring, pad_id=pad_id, rank=rank, world=world)
+    pad_id, model = source.tokenizer.pad_token_id, source.model()
+    lowest = window.choose(model, sentences, scoring, pad_id)
+    stats = Statistics(list(config.data.groups), source.shape, lowest, where)
+    rank, world = distributed.rank(), distributed.world()
+    score(model, sentences, stats, scoring, pad_id=pad_id, rank=rank, world=world)
     condition.mi = mutual_information(stats, method.bins, method.binning, "joint")
     condition.neurons = method.select(stats, source.shape, source.config.seed)[0]
     distributed.print0(f"{condition.name}: {len(sentences)} sentences scored, median {condition.mi.median():.4f} nats")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
-from . import distributed
+from . import distributed, launcher, output
 from .distributed import rank, world
 from .errors import UserError, describe
 
@@ -23,17 +23,22 @@ def one_line(debug: bool = False) -> Iterator[None]:
 
     errors.py has the table of codes. `debug` (--debug, or SLICETUNE_DEBUG=1) shows the traceback instead.
     """
+    output.prepare()
+    alone = True  # until the launcher's variables are known to be sound, nothing may read them
     try:
+        launcher.check(os.environ)
+        alone = False
         yield
     except (Exception, KeyboardInterrupt) as error:
         if debug or os.environ.get("SLICETUNE_DEBUG") == "1":
             raise
         code, message = describe(error)
         agreed = getattr(error, "agreed", False)
-        if rank() == 0 or not agreed:
-            who = f"rank {rank()}: " if world() > 1 and not agreed else ""
+        who = "" if alone or agreed or world() == 1 else f"rank {rank()}: "
+        if alone or not agreed or rank() == 0:
             print(f"error: {who}{message}", file=sys.stderr, flush=True)
-        if agreed:
+        launcher.tell_agent(f"error: {who}{message}")
+        if agreed or alone or world() == 1:
             distributed.stop()  # else another rank may wait in a collective, and NCCL would wait for it
         sys.exit(int(code))
 
@@ -57,6 +62,8 @@ def parse(kind: type[T], words: Sequence[str], description: str, prog: str | Non
             raise error from None
         if rank() == 0:
             sys.stderr.write(drawn.getvalue())
+        if stop.code:
+            launcher.tell_agent(drawn.getvalue())
         raise
 
 

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import launcher, private
 from .errors import UserError
 
 
@@ -37,10 +39,12 @@ def start(timeout_minutes: float = 30.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPUs); one process forms a group of its own.
 
     DeepSpeed wants a group even for one process. Without torchrun's variables the port is one that the system says is
-    free, so two runs on one machine do not meet. Raises UserError if a given port is in use.
+    free, so two runs on one machine do not meet. Raises UserError as launcher.check does, and for a
+    port in use.
     """
     if dist.is_initialized():
         return
+    launcher.check(os.environ)
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -100,8 +104,14 @@ def agree_on_start(store: dist.Store, rank: int, world: int, seconds: float) -> 
 
 
 def stop() -> None:
+    """Leave the process group, together with the other ranks, and end its threads while Python still runs.
+
+    What a rank was to do is done: one that has gone already takes nothing from the others.
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        with suppress(RuntimeError):
+            barrier()
+            private.destroy_groups()
 
 
 def barrier() -> None:

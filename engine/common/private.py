@@ -7,6 +7,8 @@ kernels/common/dispatch.py.
 from __future__ import annotations
 
 import copy
+import gc
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,25 @@ def same_timeout(device: torch.device) -> None:
     ours = dist.group.WORLD._get_backend(device).options._timeout
     for group in list(c10d._world.pg_map):
         c10d._set_pg_timeout(ours, group)
+
+
+def destroy_groups() -> None:
+    """Destroy all process groups, and let go of them, which alone ends the threads that gloo has for each.
+
+    Such a thread frees tensors, for which it waits for the GIL. If Python ends meanwhile the thread is ended within a
+    destructor, and C++ aborts the process: "terminate called without an active exception". DeepSpeed keeps the groups
+    in its modules, in circles of engine and optimizer, and as defaults of functions that it defines when there is one.
+    """
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if backend := sys.modules.get("deepspeed.comm.torch"):
+        for function in (backend.TorchBackend.barrier, backend.TorchBackend.monitored_barrier):
+            kept = function.__defaults__ or ()
+            function.__defaults__ = tuple(None if isinstance(value, dist.ProcessGroup) else value for value in kept)
+    gc.collect()
 
 
 def largest_values(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -35,6 +35,9 @@ def matters(stage: str, default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"stage": stage})
 
 
+RETIRED = frozenset({"lowest_octave"})
+"""Settings of older versions that decide nothing now: what they have made is still good."""
+
 COMMAND = "command"
 """The stage of settings that a command alone reads: no run keeps them."""
 
@@ -65,7 +68,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
     """Leaves in which two nested dicts differ, as (dotted name, old value, new value)."""
     if isinstance(old, dict) and isinstance(new, dict):
         rows = []
-        for key in sorted(old.keys() | new.keys()):
+        for key in sorted((old.keys() | new.keys()) - RETIRED):
             rows += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return rows
     return [] if old == new else [(prefix, old, new)]

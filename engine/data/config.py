@@ -19,7 +19,8 @@ class DataConfig:
     # Where files lie matters to no stage: what is in them does, and stages keep the corpus's fingerprint.
 
     dir: str = matters("", "tiny")
-    """A folder `<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, a hub id, or `tiny`."""
+    """A folder `<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, a hub id, or `tiny`; also
+    `<split>.tsv`, `.csv` and `.parquet`."""
     pair: str = matters("score", "de-en")
     """Source-target. The folder may name the pair the other way round."""
     pairs: tuple[str, ...] = matters("score", ())
@@ -64,7 +65,9 @@ class DataConfig:
             raise UserError("--data.seen is empty: name at least one domain to train on")
         both = sorted(set(self.seen) & set(self.unseen))
         if both:
-            raise UserError(f"--data.unseen names {' '.join(both)}, which --data.seen names too: keep each in one list")
+            raise UserError(
+                f"--data.unseen names {' '.join(map(repr, both))}, which --data.seen names too: keep each in one list"
+            )
         for name in (*self.domains, *(code for pair in (self.pair, *self.pairs) for code in pair.split("-"))):
             if not re.fullmatch(r"\w[\w.+ -]*", name) or ".." in name:
                 raise UserError(f"--data: {name!r} is no name of a domain or a language: files are named after it")

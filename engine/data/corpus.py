@@ -115,9 +115,9 @@ def directions(data: DataConfig) -> list[DataConfig]:
     for domain in data.domains:
         if not any(domain in domains for domains in found.values()):
             splits = " and ".join(_needed(data, domain))
-            raise UserError(f"--data.dir {data.dir}: no direction of --data.pairs has {domain} ({splits} split)")
+            raise UserError(f"--data.dir {data.dir}: no direction of --data.pairs has {domain!r} ({splits} split)")
     if bare := [pair for pair, domains in found.items() if not set(domains) & set(data.seen)]:
-        raise UserError(f"--data.pairs {' '.join(bare)}: {data.dir} has no domain of --data.seen of it")
+        raise UserError(f"--data.pairs {' '.join(bare)}: {data.dir} has no domain of --data.seen in that direction")
     return [
         replace(
             data,
@@ -141,7 +141,9 @@ def check(data: DataConfig) -> CorpusReport:
         report.seen += tuple(one.name(domain) for domain in one.seen)
         _check(report, one, scored)
         if left_out := [domain for domain in data.domains if domain not in one.domains]:
-            report.notes.append(f"{one.pair} goes without {' '.join(left_out)}: the corpus lacks a split of it")
+            report.notes.append(
+                f"{one.pair} goes without {' '.join(map(repr, left_out))}: the corpus lacks a split of each"
+            )
     short = [s for s in report.splits if s.name == "train" and s.sentences < data.score_sentences]
     for few in [short] if data.pairs and short else [[s] for s in short]:  # many directions share a line
         has = ", ".join(f"{s.domain}/train has {s.sentences} sentences" for s in few)
@@ -149,7 +151,7 @@ def check(data: DataConfig) -> CorpusReport:
     if data.test_split == "dev" and data.dev_sentences and not data.test_dir:
         report.notes.append("measured on the dev split, which chooses the checkpoint too: scores are a little high")
     if len(set(scored.values())) > 1:
-        kind, counts = "direction" if data.pairs else "domain", ", ".join(f"{g} {n}" for g, n in scored.items())
+        kind, counts = "direction" if data.pairs else "domain", ", ".join(f"{g!r} {n}" for g, n in scored.items())
         report.notes.append(f"scored sentences ({counts}): a {kind} with fewer weighs less in the mutual information")
     return report
 
@@ -193,5 +195,7 @@ def _read(data: DataConfig, domain: str, split: str) -> tuple[list[Pair], Faults
     pairs = [Pair(source, target, domain, number, languages) for number, source, target in found]
     faults.refuse_beyond(data.max_dropped)
     if not pairs:
-        raise UserError(f"{data.dir}: {domain}/{split} has no sentence: fill the file, or leave the domain out")
+        raise UserError(
+            f"{data.dir}: the {split} split of {domain!r} has no sentence: fill the file, or leave the domain out"
+        )
     return pairs, faults

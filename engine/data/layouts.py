@@ -1,7 +1,8 @@
 """Where the splits of a corpus lie: four layouts.
 
-`<pair>/<domain>/<split>.jsonl[.gz]`, line-aligned `<split>.<lang>[.gz]`, CANEFT's published files as they are, and data
-sets of the Hugging Face hub. records.py reads what is found.
+`<pair>/<domain>/<split>.jsonl[.gz]` (or .json, .tsv, .csv, .parquet), line-aligned `<split>.<lang>[.gz]`, CANEFT's
+published files as they are, and data sets of the Hugging Face hub. records.py reads what is found. Where nothing is
+found the error says what lies there, and which of these it is near to.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def read(data: DataConfig, domain: str, split: str, faults: Faults) -> Iterator[
     paths, direction = _find(root, data, domain, split)
     if len(paths) == 2:
         return records.aligned((paths[0], paths[1]), faults)
+    ending = paths[0].name.removesuffix(".gz").rpartition(".")[2]
+    if ending == "tsv":
+        return records.tsv_records(paths[0], languages, direction, faults)
+    if ending in ("csv", "parquet"):
+        rows = records.csv_rows(paths[0]) if ending == "csv" else records.parquet_rows(paths[0])
+        return records.parse(rows, paths[0], languages, direction, faults)
     return records.json_records(paths[0], languages, direction, faults)
 
 
@@ -87,13 +94,33 @@ def _find(root: Path, data: DataConfig, domain: str, split: str) -> tuple[tuple[
                 f"{paths[found.index(None)]}: missing beside {next(filter(None, found))}: a pair needs both"
             )
     elsewhere = "" if split != "test" or data.test_dir else "; --data.test-split dev and --data.test-dir name others"
-    pairs = [root / f"{a}-{b}" for a, b in _both_ways(data)]
-    there = sorted({child.name for pair in pairs if pair.is_dir() for child in pair.iterdir() if child.is_dir()})
-    names = f"domains there: {' '.join(there)}" if there else "no such folder"
     raise UserError(
-        f"{_flag(data)}: no {split} split of {domain}: {data.pair}/{domain}/{split}.jsonl[.gz] or "
-        f"{split}.{data.source} and {split}.{data.target} ({names}){elsewhere}"
+        f"{_flag(data)}: no {split} split of {domain!r}: {data.pair}/{domain}/{split}.jsonl[.gz], .tsv, .csv or "
+        f".parquet, or {split}.{data.source} and {split}.{data.target} ({_there(root, data, domain)}){elsewhere}"
     )
+
+
+def _there(root: Path, data: DataConfig, domain: str) -> str:
+    """What lies where a split was looked for, and what to do with it where that is known."""
+    pairs = [folder for a, b in _both_ways(data) if (folder := root / f"{a}-{b}").is_dir()]
+    inside = [folder for pair in pairs if (folder := pair / domain).is_dir()]
+    if not pairs and (root / domain).is_dir():
+        return f"no such folder, but {root / domain} is there: move the domains' folders into {root / data.pair}"
+    files = sorted(p.name for folder in inside or pairs or [root] for p in folder.iterdir() if p.is_file())
+    moses = re.compile(rf".*\.({'|'.join(map('-'.join, _both_ways(data)))})\.({data.source}|{data.target})(\.gz)?")
+    if found := next(filter(moses.fullmatch, files), None):
+        aligned = f"{data.pair}/{domain}/<split>.{data.source} and .{data.target}"
+        return f"{found} there is OPUS's (Moses), without splits: cut both files into train, dev and test: {aligned}"
+    if found := next((name for name in files if re.fullmatch(r"Bi-\w+\.txt", name)), None):
+        aligned = f"{data.pair}/{domain}/<split>.{data.source} and .{data.target}"
+        return f"{found} there is UM-Corpus's, whose lines take turns: write each language's into {aligned}"
+    if pairs and not inside:
+        there = sorted(child.name for pair in pairs for child in pair.iterdir() if child.is_dir())
+        return f"domains there: {' '.join(map(repr, there))}" if there else f"no domain's folder in {pairs[0]}"
+    if files:
+        more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+        return f"files there: {' '.join(files[:8])}{more}"
+    return "no such folder"
 
 
 def _candidates(
@@ -101,8 +128,9 @@ def _candidates(
 ) -> Iterator[tuple[tuple[Path, ...], tuple[str, str]]]:
     for direction in _both_ways(data):
         folder = root / "-".join(direction) / domain
-        for ending in ("jsonl", "json"):
+        for ending in ("jsonl", "json", "tsv", "csv", "parquet"):
             yield (folder / f"{split}.{ending}",), direction
+        yield (folder / f"{split}-00000-of-00001.parquet",), direction  # as the hub's own tools name it
         yield (folder / f"{split}.{data.source}", folder / f"{split}.{data.target}"), direction
     for direction in _both_ways(data):  # CANEFT's repository, or its data folder
         for code in dict.fromkeys((domain, PUBLISHED.get(domain, domain))):
@@ -128,7 +156,7 @@ def _hub(data: DataConfig, domain: str, split: str) -> Sequence[dict]:
     name = _hub_name(data, domain, split)
     if name is None:
         names = " ".join(_hub_names(data, domain, split)[:20])
-        raise UserError(f"--data.dir {data.dir}: no configuration {domain} on the hub; it has {names}")
+        raise UserError(f"--data.dir {data.dir}: no configuration {domain!r} on the hub; there are {names}")
     with _of_the_hub(data, domain, split):
         return datasets.load_dataset(data.dir, name, split=HUB_SPLITS[split])
 
@@ -157,6 +185,6 @@ def _of_the_hub(data: DataConfig, domain: str, split: str) -> Iterator[None]:
     except Exception as error:  # network, access, format: a dozen kinds, one meaning
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
-            f"--data.dir {data.dir}: no such folder, and no {split} split of {domain} from the hub "
+            f"--data.dir {data.dir}: no such folder, and no {split} split of {domain!r} from the hub "
             f"({type(error).__name__}: {reason}): offline, name a local folder"
         ) from None

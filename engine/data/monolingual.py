@@ -41,11 +41,11 @@ def monolingual(parallel: Mapping[str, Sides], limit: int) -> Texts:
         }
         return Texts(found, f"awareness on {limit:,} sentences that all {len(languages)} languages have", True)
     if common and len(common[1]) >= 1:
-        why = f"only {len(common[1]):,} sentences of {common[0]} are in all pairs, of {limit:,} wanted"
+        why = f"only {len(common[1]):,} sentences of {common[0]!r} are in all pairs, of {limit:,} wanted"
     else:
         why = "no sentence is in all pairs"
     found = {name: _own(tables, name, limit) for name in languages}
-    counts = ", ".join(f"{name} {len(texts):,}" for name, texts in found.items())
+    counts = ", ".join(f"{name!r} {len(texts):,}" for name, texts in found.items())
     note = f"awareness on text that is not aligned over languages ({why}): its content differs too; sentences: {counts}"
     return Texts(found, note, False)
 

@@ -5,17 +5,19 @@ Reads bytes, so that one bad line costs one record, not the file. layouts.py fin
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from ..common.errors import UserError
+from ..common.files import first_line
 from .languages import strip_prefix
 
 
@@ -133,6 +135,51 @@ def json_records(
             yield from parse([record], path, languages, direction, faults, number)
 
 
+def tsv_records(path: Path, languages: tuple[str, str], direction: tuple[str, str], faults: Faults) -> Iterator[Record]:
+    """Pairs of lines of two columns with a tab between; a first line of names (`source`, `de`) says which is which."""
+    names: Sequence[str] = direction
+    for number, text, reason, crlf in _lines(path):
+        sides = text.rstrip("\r\n").split("\t")
+        if number == 1 and _are_names(sides, languages):
+            names = sides
+            continue
+        if not reason and not text.strip():
+            continue
+        if reason or len(sides) != len(names):
+            faults.records += 1
+            faults.drop(reason or f"not {len(names)} columns", path, number)
+            continue
+        if crlf:
+            faults.repair("CRLF line ends", path, number)
+        yield from parse([dict(zip(names, sides, strict=True))], path, languages, direction, faults, number)
+
+
+def _are_names(columns: Sequence[str], languages: tuple[str, str]) -> bool:
+    return set(languages) <= set(columns) or {"source", "target"} <= set(columns)
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a csv file with a line of names. Raises UserError for a file that cannot be read.
+
+    By Python's own reader: those of tables take `NA` for nothing and `1.50` for a number.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}): fetch or write the file again") from None
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file; its columns are the keys of a JSON record. Raises UserError as `csv_rows` does."""
+    import datasets
+
+    try:
+        yield from datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    except Exception as error:  # the library's, pyarrow's: a dozen kinds, one meaning
+        raise UserError(f"{path}: cannot be read ({first_line(error)}): fetch or write the file again") from None
+
+
 def parse(
     records: Iterable[Any],
     path: Path | str,
@@ -141,7 +188,7 @@ def parse(
     faults: Faults,
     start: int = 1,
 ) -> Iterator[Record]:
-    """Pairs of {"translation": {code: text}} or {"instruction", "input", "output"} records, numbered from `start`."""
+    """Pairs of records as `_sides` knows them, numbered from `start`; `direction` is that of nameless sides."""
     for number, record in enumerate(records, start):
         faults.records += 1
         try:
@@ -166,12 +213,19 @@ def _keep(
 
 
 def _sides(record: Any, languages: tuple[str, str], direction: tuple[str, str]) -> tuple[Any, Any]:
-    """Both sides of a JSON record, the languages' names ("German: …") taken off instruction records."""
+    """Both sides of {"translation": {code: text}}, {code: text}, {"source", "target"} or {"input", "output"}.
+
+    The languages' names ("German: …") are taken off the last, instruction records. Raises Broken.
+    """
     if not isinstance(record, dict):
         raise Broken("not a JSON object")
     if "translation" not in record and "input" in record and "output" in record:
         sides = dict(zip(direction, (record["input"], record["output"]), strict=True))
         sides = {code: strip_prefix(text, code) if isinstance(text, str) else text for code, text in sides.items()}
+    elif "translation" not in record and "source" in record and "target" in record:
+        sides = dict(zip(direction, (record["source"], record["target"]), strict=True))
+    elif "translation" not in record and any(code in record for code in languages):
+        sides = record
     else:
         sides = record.get("translation")
         if sides is None:

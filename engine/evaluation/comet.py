@@ -130,11 +130,14 @@ def run(job: Mapping[str, Any], interpreter: Path | None) -> None:
 
 
 def _start(job: Mapping[str, Any], interpreter: Path, log: Path) -> subprocess.Popen[str]:
-    """-I: the folder of the program, with modules named as the standard library's, stays off its import path."""
+    """-I: the folder of the program, with modules named as the standard library's, stays off its import path.
+
+    -X utf8: its output is no terminal's, and names of domains may have any letter.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [interpreter, "-I", PROGRAM], stdin=subprocess.PIPE, stderr=errors, env=environment, text=True
+            [interpreter, "-I", "-X", "utf8", PROGRAM], stdin=subprocess.PIPE, stderr=errors, env=environment, text=True
         )
     with suppress(BrokenPipeError):  # it ended at once: its exit code says so
         process.stdin.write(json.dumps(job))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError
 from ..common.files import read_lines, write_lines
 from ..data.config import DataConfig
 from ..data.records import Pair
@@ -65,7 +66,12 @@ def training(out: Path) -> dict[str, Any]:
     if not (out / "chosen.json").is_file():
         return {"trainable_parameters": 0, "added_parameters": 0}
     chosen = json.loads((out / "chosen.json").read_text())
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    try:
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        rows = []
+    if not any("tokens_per_second" in row for row in rows):
+        raise UserError(f"{out / 'metrics.jsonl'}: not what training leaves: train again in a new --out")
     rates = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     kept = ("trainable_parameters", "added_parameters", "learning_rate", "peak_memory_bytes")
     facts = {name: chosen[name] for name in kept}

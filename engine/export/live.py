@@ -56,8 +56,13 @@ class Likeness:
 
 def chosen_masters(run: Path) -> dict[str, Tensor]:
     """Tensors of the checkpoint that a run has exported: `master/<name>`, fp32."""
-    chosen = json.loads((run / CHOSEN).read_text(encoding="utf-8"))
-    return checkpoint.load(run / chosen["checkpoint"])[0]
+    try:
+        folder = run / json.loads((run / CHOSEN).read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{run / CHOSEN}: not what training leaves: delete it, and training goes on from its checkpoints"
+        ) from None
+    return checkpoint.load(folder)[0]
 
 
 def compare(base: Path, run: Path, method: Method) -> Likeness:
@@ -68,7 +73,7 @@ def compare(base: Path, run: Path, method: Method) -> Likeness:
         return Likeness(why_not=f"its {size / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
-    except (OSError, ValueError, KeyError, UserError):
+    except (OSError, UserError):
         return Likeness(why_not="whose checkpoint is not there any more")
     want = _logits(_live(base, run, method, tensors, dtype))
     got = _logits(_as_a_user(exported, method, dtype))

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..common import __version__, distributed
 from ..common.errors import UserError
+from ..common.output import Bar
 from ..common.settings import fingerprint
 from ..data.batching import Example
 from ..data.examples import show, template_of
@@ -48,8 +49,6 @@ def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any
 
 def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
     """Detect on the base model and write awareness.safetensors. Resumes as scoring does."""
-    from tqdm import tqdm
-
     data, score, rank, world = job.config.data, job.config.score, distributed.rank(), distributed.world()
     asked = [prompt_only(example) for example in examples]
     if not data.pairs:  # groups are domains there
@@ -66,7 +65,7 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     progress = Progress(job.out, key, score.save_minutes)
     found, done = progress.resume(found)
     total = len(asked) + len(sentences)
-    with tqdm(total=total, desc="detect", unit="sentence", mininterval=2, disable=rank != 0) as bar:
+    with Bar("detect", total, "sentence") as bar:
         detect(
             job.model(),
             asked,
@@ -76,11 +75,11 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
             pad_id=job.pad_id,
             rank=rank,
             world=world,
-            progress=lambda n: bar.update(n * world),
+            progress=lambda n: bar.add(n * world),
             done=done,
             after_batch=lambda done: progress.after_batch(found, done),
         )
-        bar.update(total - bar.n)  # ranks end a few sentences apart
+        bar.add(total)  # ranks end a few sentences apart
     if rank == 0:
         about = identity | {"text": texts.note, "aligned": texts.aligned}
         found.save(job.out / job.config.method.statistics_file, about)
@@ -97,9 +96,9 @@ def sentence_examples(tokenizer: Any, texts: Texts, languages: Sequence[str], ma
         ids = [tokens.bare(tokenizer, text) for text in texts.sentences[language]]
         own = [(number, tokens) for number, tokens in enumerate(ids, 1) if 1 < len(tokens) <= max_length]
         if not own:
-            raise UserError(f"{language}: no sentence for its awareness is left: raise --data.max-length")
+            raise UserError(f"{language!r}: no sentence for its awareness is left: raise --data.max-length")
         if len(own) < len(ids):
-            dropped = f"{len(ids) - len(own)} sentences of {language} dropped, over {max_length} tokens"
+            dropped = f"{len(ids) - len(own)} sentences of {language!r} dropped, over {max_length} tokens"
             distributed.print0(f"awareness: {dropped}")
         kept += [Example(tokens, 1, group, f"{language}/{number}") for number, tokens in own]
     return kept

@@ -24,9 +24,11 @@ from ..common.settings import fingerprint, of_stage
 from ..evaluation import comparison
 from ..evaluation.comparison import Row
 from ..evaluation.report import comparison as comparison_report
+from ..models import load
+from ..models.shapes import from_config
 from .cli import dry_run, parse
 from .config import RunConfig
-from .run import run_one
+from .run import check, run_one
 from .stages import Lock
 
 
@@ -61,6 +63,7 @@ def run(own: CompareConfig, rest: Sequence[str]) -> None:
             dry_run(entry.config)
         return
     distributed.start()
+    check_all(entries)
     compare(own, entries)
     print_result(own.out)
     distributed.stop()
@@ -81,6 +84,22 @@ def plan(own: CompareConfig, rest: Sequence[str]) -> list[Entry]:
     if len(tests) > 1:
         raise UserError("the recipes decode different domains: set --data.pair, --data.seen and --data.unseen for all")
     return entries
+
+
+def check_all(entries: Sequence[Entry]) -> None:
+    """Raises UserError, naming the recipe, for one that does not suit its model: before the first starts.
+
+    A collective; reads the models' config.json and the headers of their shards.
+    """
+
+    def check_each() -> None:
+        for entry in entries:
+            try:
+                check(entry.config, from_config(load.config_json(load.snapshot(entry.config.model.path))))
+            except UserError as error:
+                raise UserError(f"{entry.label}: {error}") from None
+
+    distributed.first(check_each)
 
 
 def load_recipe(path: Path) -> RunConfig:

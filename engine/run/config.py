@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.settings import COMMAND, matters, tuples
+from ..common.settings import COMMAND, RETIRED, matters, tuples
 from ..data.config import DataConfig
 from ..evaluation.config import EvaluateConfig
 from ..export.config import ExportConfig
@@ -99,7 +99,8 @@ def read_run(run: str | os.PathLike[str]) -> RunConfig:
         parts: dict[str, Any] = {"method": METHODS[method.pop("kind")](**tuples(method))}
         default = RunConfig()
         for name, value in plain.items():
-            whole = isinstance(value, dict)
+            if whole := isinstance(value, dict):
+                value = {key: entry for key, entry in value.items() if key not in RETIRED}
             parts[name] = dataclasses.replace(getattr(default, name), **tuples(value)) if whole else value
         return RunConfig(**parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

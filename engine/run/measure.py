@@ -11,11 +11,12 @@ from torch import nn
 
 from ..common import distributed, signals
 from ..common.files import write_json
+from ..common.output import Bar
 from ..data import prompts
 from ..data.records import Pair
 from ..evaluation import comet, results
 from ..evaluation.report.run import write_report
-from ..evaluation.translation import Translated, gather
+from ..evaluation.translation import Line, Translated, gather
 from ..evaluation.translation import translate as decode
 from ..export import attached
 from ..export.routed import load_routed
@@ -46,7 +47,6 @@ def translate(
 
     `model_of` gives the model, whose files are in `folder`; `settings` are those of all stages up to here.
     """
-    evaluate, prompt = job.config.evaluate, prompts.resolve(job.config.data, job.config.seed)
     identity = {"settings": settings, "model": load.fingerprint(folder)}
     finished, model = Translated(job.out / "translations" / system, identity), None
     for name, pairs in job.tests().items():
@@ -56,24 +56,29 @@ def translate(
             distributed.print0(f"{system}: {name}: translated before")
             continue
         model = model or model_of()
-        mine = decode(
-            model,
-            job.tokenizer,
-            prompt,
-            pairs,
-            evaluate.batch_size,
-            evaluate.max_new_tokens,
-            distributed.rank(),
-            distributed.world(),
-            lambda done, batches: signals.boundary(f"decoding {name}"),  # noqa: B023  (called before the next domain)
-            shots=(shots or {}).get(name),
-        )
+        mine = _decode(job, model, f"{system}: {name}", pairs, (shots or {}).get(name))
         lines = gather(mine)
         if distributed.rank() == 0:
             finished.write(file, lines)
-        cut = sum(line.cut for line in lines)
-        unended = f", {cut} of them cut at --evaluate.max-new-tokens {evaluate.max_new_tokens}" if cut else ""
-        distributed.print0(f"{system}: {name}: {len(pairs)} sentences translated{unended}")
+        if cut := sum(line.cut for line in lines):
+            limit = job.config.evaluate.max_new_tokens
+            distributed.print0(f"{system}: {name}: {cut} cut at --evaluate.max-new-tokens {limit}")
+
+
+def _decode(
+    job: Job, model: nn.Module, what: str, pairs: Sequence[Pair], shots: list[list[Pair]] | None
+) -> list[Line | None]:
+    """This rank's share of the translations of `pairs`, with a bar for all ranks'."""
+    evaluate, prompt = job.config.evaluate, prompts.resolve(job.config.data, job.config.seed)
+    rank, world, size = distributed.rank(), distributed.world(), evaluate.batch_size
+    with Bar(what, len(pairs), "sentence") as bar:
+
+        def after_batch(done: int, batches: int) -> None:
+            bar.add(size * world)
+            signals.boundary(f"decoding {what}")
+
+        limit = evaluate.max_new_tokens
+        return decode(model, job.tokenizer, prompt, pairs, size, limit, rank, world, after_batch, shots=shots)
 
 
 def shots(job: Job) -> Shots:

@@ -23,6 +23,7 @@ from ..data.tokenizer import tokens
 from ..evaluation import results
 from ..evaluation.report.run import table
 from ..models import load
+from ..models.shapes import ModelShape
 from ..training.metrics import reset_peak_memory
 from . import choose, measure, status, train
 from .config import RunConfig
@@ -50,6 +51,17 @@ def run_one(config: RunConfig, walk: Callable[[Run], Any] | None = None) -> Any:
         if config.deterministic:
             be_deterministic()
         return (walk or Run.to_results)(Run(Job(config)))
+
+
+def check(config: RunConfig, shape: ModelShape) -> None:
+    """Raises UserError for settings that do not suit each other or the model: before anything is scored or trained."""
+    method = config.method
+    config.check_groups()
+    if config.model.recompute_ffn and not method.trains_slices:
+        remedy = "use --model.activation-checkpointing"
+        raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")
+    method.bounds(shape)  # counts what it trains, and so meets layers and sizes that the model has not
+    train.check(config)
 
 
 class Run:
@@ -86,16 +98,13 @@ class Run:
     def to_chosen(self) -> None:
         """From scores to the chosen neurons, as far as the method needs them."""
         c, job, method = self.config, self.job, self.config.method
+        distributed.first(lambda: check(c, job.shape))
         if distributed.rank() == 0:
             write_json(self.out / "config.json", kept(c))
         other = "pair" if c.data.pairs else "pairs"
         data = {name: value for name, value in of_stage(c.data, "score").items() if name != other}
         source = {"model": load.fingerprint(job.base), "corpus": job.report.fingerprint}
         self.stages.settings |= source | {"data": data, "seed": c.seed}
-        c.check_groups()
-        if c.model.recompute_ffn and not method.trains_slices:
-            remedy = "use --model.activation-checkpointing"
-            raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")
         own = job.method_settings()
         if method.scores:
             scores = self.out / method.statistics_file
@@ -127,7 +136,6 @@ class Run:
         settings |= {"train_pairs": list(c.data.train_pairs)} if c.data.train_pairs else {}
 
         def work() -> None:
-            train.check(c)
             sentences = job.examples("train", c.train_sentences, c.data.train_pairs)
             dev = job.examples("dev", c.data.dev_sentences, c.data.train_pairs) if c.data.dev_sentences else []
             train.train_and_choose(job, sentences, dev, self.stages.settings)

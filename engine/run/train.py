@@ -30,7 +30,7 @@ from .job import Job
 
 
 def check(config: RunConfig) -> None:
-    """Raises UserError for settings that do not go together."""
+    """Raises UserError for settings of training that do not go together."""
     if config.train.sweep and not config.data.dev_sentences:
         raise UserError("--train.sweep chooses by dev loss: set --data.dev-sentences above 0")
     if config.train.sweep and config.resume != "auto":
@@ -60,7 +60,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
         trained[rate] = train(model, one, setup, sentences, dev, folder, whose)
         del model
     if distributed.rank() == 0:
-        _choose(job.out, trained, counts | {"peak_memory_bytes": peak_memory()})
+        _choose(job.out, trained, counts | {"peak_memory_bytes": peak_memory()}, sweep=bool(c.train.sweep))
 
 
 def _count(method: Method, shape: ModelShape, model: nn.Module) -> dict[str, int]:
@@ -72,13 +72,13 @@ def _count(method: Method, shape: ModelShape, model: nn.Module) -> dict[str, int
     return {"trainable_parameters": trained, "added_parameters": added}
 
 
-def _choose(out: Path, trained: dict[float, Path], counts: dict[str, int]) -> None:
-    """chosen.json from the checkpoints by learning rate: the lowest dev loss."""
+def _choose(out: Path, trained: dict[float, Path], counts: dict[str, int], sweep: bool) -> None:
+    """chosen.json from the checkpoints by learning rate: the lowest dev loss; of a sweep its metrics.jsonl besides."""
     losses = {rate: checkpoint.read_state(folder)["best_dev_loss"] for rate, folder in trained.items()}
     best = min(losses, key=losses.__getitem__)
-    for rate, loss in losses.items() if len(losses) > 1 else ():
+    for rate, loss in losses.items() if sweep else ():
         print(f"learning rate {rate:g}: dev loss {loss:.4f}{'  ← taken' if rate == best else ''}", flush=True)
-    if len(losses) > 1:
+    if sweep:
         shutil.copy(trained[best].parents[1] / "metrics.jsonl", out / "metrics.jsonl")
     chosen = {"checkpoint": str(trained[best].relative_to(out)), "learning_rate": best, "dev_loss": losses}
     write_json(out / CHOSEN, chosen | counts)

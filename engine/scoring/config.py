@@ -21,8 +21,6 @@ class ScoreConfig:
     """`mean_abs` is Eq. 8; `abs_sum`, |Σ A·G|, is the first-order change of the loss when the channel is silenced."""
     tokens_per_batch: int = matters("", 4096)
     """Tokens of one packed batch. Samples do not interact: it changes speed and memory, not scores."""
-    lowest_octave: int = -40
-    """Histogram bins cover scores from 2^lowest_octave, 32 octaves up, 8 bins each."""
     counts: Literal["auto", "device", "host"] = matters("", "auto")
     """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
     reuse: str = matters("", "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,12 @@ from .statistics import Statistics
 
 
 class ScoreTap:
-    """Hangs in every FFN during the scoring pass; turns per-sample sums into scores and adds them to `statistics`."""
+    """Hangs in every FFN during the scoring pass; turns per-sample sums into scores and adds them to `statistics`.
 
-    def __init__(self, statistics: Statistics, config: ScoreConfig) -> None:
+    Those are a Statistics, or what takes the same (window.py).
+    """
+
+    def __init__(self, statistics: Statistics | Any, config: ScoreConfig) -> None:
         self.statistics, self.reduce, self.tokens = statistics, config.token_reduce, config.tokens
         self.anchor = torch.zeros((), requires_grad=True)
         self.segments: Segments

@@ -22,6 +22,7 @@ from torch import nn
 from ..common import distributed
 from ..common.errors import UserError
 from ..common.files import contents
+from ..common.output import Bar
 from ..common.settings import differences, fingerprint, of_stage
 from ..data import examples as examples_module
 from ..data import labelled
@@ -31,6 +32,7 @@ from ..models import kinds
 from ..models import load as models
 from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
+from . import window
 from .config import ScoreConfig
 from .passes import counts_device
 from .passes import score as add_scores
@@ -103,29 +105,28 @@ def scored(
 
     Returns the statistics, and what deletes the partial ones: to be called on every rank once the whole is saved.
     """
-    from tqdm import tqdm
-
     rank, world = distributed.rank(), distributed.world()
     where = counts_device(config, shape, len(groups), distributed.device())
-    fresh = Statistics(list(groups), shape, config.lowest_octave, where)
-    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch}
+    model = load()
+    lowest = window.choose(model, examples, config, pad_id)
+    fresh = Statistics(list(groups), shape, lowest, where)
+    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch, "lowest_octave": lowest}
     partial = Progress(folder, key, config.save_minutes)
     stats, done = partial.resume(fresh)
-    bar = tqdm(total=len(examples), desc="score", unit="sentence", mininterval=2, disable=rank != 0)
-    add_scores(
-        load(),
-        examples,
-        stats,
-        config,
-        pad_id=pad_id,
-        rank=rank,
-        world=world,
-        progress=lambda samples: bar.update(samples * world),
-        done=done,
-        after_batch=lambda done: partial.after_batch(stats, done),
-    )
-    bar.update(bar.total - bar.n)  # ranks end a few sentences apart
-    bar.close()
+    with Bar("score", len(examples), "sentence") as bar:
+        add_scores(
+            model,
+            examples,
+            stats,
+            config,
+            pad_id=pad_id,
+            rank=rank,
+            world=world,
+            progress=lambda samples: bar.add(samples * world),
+            done=done,
+            after_batch=lambda done: partial.after_batch(stats, done),
+        )
+        bar.add(len(examples))  # ranks end a few sentences apart
     return stats, partial.clear
 
 

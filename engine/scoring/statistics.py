@@ -55,7 +55,7 @@ class Statistics:
         self, groups: list[str], shape: Shape, lowest_octave: int = -40, device: str | torch.device = "cpu"
     ) -> None:
         if not LOWEST <= lowest_octave <= HIGHEST:
-            raise UserError(f"--score.lowest-octave {lowest_octave}: must lie between {LOWEST} and {HIGHEST}")
+            raise UserError(f"a histogram from 2^{lowest_octave}: must begin between 2^{LOWEST} and 2^{HIGHEST}")
         if len(set(groups)) != len(groups):
             raise UserError(f"--data.seen {' '.join(groups)}: names a domain twice")
         self.groups, self.lowest_octave = list(groups), lowest_octave

@@ -1,4 +1,4 @@
-"""What a run says while it trains: progress bar, metrics.jsonl, TensorBoard, W&B. Only the first rank writes."""
+"""What a run says while it trains: how far it is, metrics.jsonl, TensorBoard, W&B. Only the first rank writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from ..common import distributed
+from ..common.output import Bar
 from ..common.private import whole_size
 from .config import TrainConfig
 
@@ -37,11 +37,9 @@ class Metrics:
         self.bar = self.board = self.wandb = None
         if not self.first:
             return
-        from tqdm import tqdm
-
         out.mkdir(parents=True, exist_ok=True)
         _truncate(self.path, start)
-        self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", mininterval=2, file=sys.stdout)
+        self.bar = Bar("train", steps, "step", start)
         self._trackers(out, train, settings)
 
     def _trackers(self, out: Path, train: TrainConfig, settings: dict[str, Any]) -> None:
@@ -61,7 +59,7 @@ class Metrics:
         """
         self.tokens += tokens
         if self.bar:
-            self.bar.update(1)
+            self.bar.add(1)
         if step % self.every and step != self.steps:
             return
         norm = engine.gradient_norm() if loss is not None else None
@@ -75,7 +73,7 @@ class Metrics:
         if self.bar:
             shown = "not finite" if loss is None else f"{loss:.3f}"
             left_out = f", {skipped} skipped" if skipped else ""
-            self.bar.set_postfix_str(f"loss {shown}, {rate:,.0f} tokens/s, MFU {row['mfu']:.0%}{left_out}")
+            self.bar.tell(f"loss {shown}, {rate:,.0f} tokens/s, MFU {row['mfu']:.0%}{left_out}")
 
     def dev(self, step: int, loss: float) -> None:
         self._write({"step": step, "dev_loss": loss, "time": time.time()})

@@ -88,7 +88,7 @@ def score_toys(disk: Any, out: str, stop_after: int) -> dict[str, Any]:
     """A scoring pass that saves after every batch; after `stop_after` batches it is killed (0: not)."""
     model, config = toys.model(), ScoreConfig(tokens_per_batch=40)
     progress = Progress(Path(out), {"toy": 1}, minutes=0.0)
-    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config), config.lowest_octave))
+    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config)))
     disk.arm()
 
     def after(number: int) -> None:

@@ -33,6 +33,7 @@ from slicetune.engine.run import cli, measure, status
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.run import run_one
 from slicetune.engine.run.stages import Stages
+from slicetune.engine.scoring import window
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
 from slicetune.engine.scoring.progress import Progress
@@ -125,9 +126,13 @@ def group_timeouts(out: str) -> list[float]:
 def score_toys(count: int, tokens_per_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Score toy sentences, each rank its share; the all-reduced histogram and sample counts."""
     model, config = toys.model(), ScoreConfig(tokens_per_batch=tokens_per_batch)
-    stats = Statistics(["a", "b"], from_config(model.config), config.lowest_octave)
+    stats = Statistics(["a", "b"], from_config(model.config))
     score(model, toys.examples(count), stats, config, rank=distributed.rank(), world=2)
     return stats.histogram, stats.samples
+
+
+def window_of_toys(count: int, tokens_per_batch: int) -> int:
+    return window.choose(toys.model(), toys.examples(count), ScoreConfig(tokens_per_batch=tokens_per_batch))
 
 
 def detect_toys(count: int, tokens_per_batch: int) -> dict[str, torch.Tensor]:
@@ -247,7 +252,7 @@ def score_signalled(out: str, number: int, batch: int) -> tuple[int, str, Any]:
     signals.install()
     model, config = toys.model(), ScoreConfig(tokens_per_batch=40)
     progress = Progress(Path(out), {"toy": 1}, minutes=60.0)
-    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config), config.lowest_octave))
+    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config)))
 
     def after(turn: int) -> None:
         if distributed.rank() == 0 and turn == batch:

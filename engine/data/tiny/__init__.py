@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...common.cache import cached
 from ...common.errors import UserError
+from ...common.files import cached
 from . import corpus, pairs, pretrain
 
 CORPUS_VERSION = 1

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ....kernels.histogram import HIGHEST, LOWEST, OCTAVES
+from ....kernels.histogram import OCTAVES
 from ...common.errors import UserError
 from ...scoring.statistics import Statistics
 from ...slices.neurons import NeuronSet
@@ -102,7 +102,7 @@ def _information(stats: Statistics, bins: int, binning: Binning, consensus: Cons
     if mi.max() <= 0:
         raise UserError(
             "mutual information is 0 for every neuron: its scores fall in one bin or are alike in all domains "
-            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and --score.lowest-octave"
+            f"({stats.clamped_share:.1%} are out of range); look at --data.seen and at the model"
         )
     return mi
 
@@ -139,7 +139,8 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
     """Refuses what cannot be chosen from, in one line."""
     empty = [name for name, samples in zip(stats.groups, stats.samples.tolist(), strict=True) if not samples]
     if empty:
-        raise UserError(f"no sentence of {' '.join(empty)} was scored: check its files or take it out of --data.seen")
+        names = " ".join(map(repr, empty))
+        raise UserError(f"no sentence of {names} was scored: check its files or take it out of --data.seen")
     if len(stats.groups) < 2 and consensus:
         raise UserError(
             f"only one group was scored, {stats.groups[0]!r}, and mutual information compares groups: name two domains "
@@ -161,15 +162,14 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
 def _warnings(stats: Statistics, selection: Selection) -> list[str]:
     lines = []
     if len(set(selection.samples.values())) > 1:
-        counts = ", ".join(f"{name} {samples:,}" for name, samples in selection.samples.items())
+        counts = ", ".join(f"{name!r} {samples:,}" for name, samples in selection.samples.items())
         lines.append(f"domains differ in scored sentences ({counts}); p(d) is as counted")
     if selection.clamped_share > WARN_CLAMPED:
         low = int(stats.clamped_low) > int(stats.clamped_high)
         start = stats.lowest_octave
-        better = min(max(start - 8 if low else start + 8, LOWEST), HIGHEST)
         lines.append(
             f"{selection.clamped_share:.2%} of scores lie {'below' if low else 'above'} the histogram's range "
-            f"(2^{start} to 2^{start + OCTAVES}): score again with --score.lowest-octave {better}"
+            f"(2^{start} to 2^{start + OCTAVES}) and count as its {'lowest' if low else 'highest'} bin"
         )
     if selection.ties_left_out:
         lines.append(f"{selection.ties_left_out:,} neurons tie with the last chosen one; order in the model decided")

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...common.cache import cached
 from ...common.errors import UserError
-from ...common.files import read_json
+from ...common.files import cached, read_json
 from ...common.shards import INDEX, SINGLE, Entry, open_shard, tensor_files, write_shard
 from .pieces import fast_tokenizer
 

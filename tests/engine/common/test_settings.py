@@ -57,7 +57,7 @@ def test_a_run_keeps_nothing_that_a_command_alone_reads(tmp_path):
 def test_which_settings_decide_which_stage():
     """What a finished stage is held to: a setting that is missing here could change a result without a word."""
     config, of_stage = RunConfig(), settings.of_stage
-    assert of_stage(config.score, "score").keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}
+    assert of_stage(config.score, "score").keys() == {"loss", "tokens", "token_reduce"}
     training = "learning_rate sweep epochs max_steps global_batch_size micro_batch_size lr_scheduler warmup_steps "
     training += "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm eval_steps load_best"
     assert " ".join(of_stage(config.train, "train")) == training

@@ -78,7 +78,7 @@ def test_a_corpus_without_test_files_is_measured_on_dev_or_on_another_folders(tm
         write(tmp_path / f"a/de-en/{domain}/dev.jsonl.gz", JSONL)
         write(tmp_path / f"b/{domain}.test.de-en.instruct.json", INSTRUCT)
     settings = {"unseen": ("koran",), "dev_sentences": 2}
-    with pytest.raises(UserError, match=r"no test split of it.*--data\.test-split dev and --data\.test-dir"):
+    with pytest.raises(UserError, match=r"no test split of 'it'.*--data\.test-split dev and --data\.test-dir"):
         corpus.check(config(tmp_path / "a", **settings))
     on_dev = corpus.check(config(tmp_path / "a", test_split="dev", **settings))
     found = {(s.domain, s.name): s.sentences for s in on_dev.splits}
@@ -90,7 +90,7 @@ def test_a_corpus_without_test_files_is_measured_on_dev_or_on_another_folders(tm
     assert corpus.check(elsewhere).fingerprint == on_dev.fingerprint  # what is trained is the same
     with pytest.raises(UserError, match=r"--data.test-dir .*nowhere: no such folder"):
         corpus.load_domain(config(tmp_path / "a", test_dir=str(tmp_path / "nowhere")), "it", "test")
-    with pytest.raises(UserError, match=r"--data.test-dir .*: no test split of law"):
+    with pytest.raises(UserError, match=r"--data.test-dir .*: no test split of 'law'"):
         corpus.load_domain(config(tmp_path / "a", test_dir=str(tmp_path / "b")), "law", "test")
 
 
@@ -145,7 +145,7 @@ BROKEN = {
     "NUL character": record("a\0b", "x").encode(),
     "invalid Unicode": b'{"translation": {"de": "\\ud800", "en": "x"}}\n',
     'no key "de"': b'{"translation": {"fr": "a", "en": "x"}}\n',
-    'no key "translation"': b'{"de": "a", "en": "x"}\n',
+    'no key "translation"': b'{"text": "a", "label": "x"}\n',
     '"translation" is not an object': b'{"translation": "a"}\n',
     "de is not text": b'{"translation": {"de": ["a"], "en": "x"}}\n',
     "en is not text": b'{"translation": {"de": "a", "en": null}}\n',
@@ -242,14 +242,14 @@ def test_unequal_line_counts(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_empty_domain(tmp_path, content):
     write(tmp_path / "de-en/it/train.jsonl", content)
-    with pytest.raises(UserError, match="it/train has no sentence"):
+    with pytest.raises(UserError, match="the train split of 'it' has no sentence"):
         corpus.load_domain(config(tmp_path), "it", "train")
 
 
 def test_missing_files(tmp_path):
     write(tmp_path / "de-en/it/train.jsonl", JSONL)
     write(tmp_path / "de-en/law/train.de", DE)
-    with pytest.raises(UserError, match=r"no test split of it: de-en/it/test\.jsonl.*domains there: it law"):
+    with pytest.raises(UserError, match=r"no test split of 'it': de-en/it/test\.jsonl.*files there: train\.jsonl"):
         corpus.check(config(tmp_path))
     with pytest.raises(UserError, match=r"train\.en: missing beside .*train\.de"):
         corpus.load_domain(config(tmp_path), "law", "train")
@@ -315,7 +315,7 @@ def test_shortage_is_said(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / f"de-en/law/{split}.jsonl", "".join(record(*pair) for pair in lines(4, split)))
     both = corpus.check(config(tmp_path, seen=("it", "law"), score_sentences=5))
-    assert "scored sentences (it 5, law 4): a domain with fewer weighs less" in str(both)
+    assert "scored sentences ('it' 5, 'law' 4): a domain with fewer weighs less" in str(both)
     assert len(corpus.check(config(tmp_path, seen=("it", "law"), score_sentences=4)).notes) == 0
 
 
@@ -369,7 +369,7 @@ def test_hub(monkeypatch, tmp_path, names, wanted):
 def test_hub_without_the_domain(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     hub(monkeypatch, ["law", "koran"], [])
-    with pytest.raises(UserError, match="no configuration it on the hub; it has law koran"):
+    with pytest.raises(UserError, match="no configuration 'it' on the hub; there are law koran"):
         corpus.load_domain(config("someone/set", seen=("it", "law")), "it", "dev")
 
 

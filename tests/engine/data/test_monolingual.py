@@ -23,7 +23,7 @@ def test_too_few_of_them_is_said():
     parallel = {"de-en": translated("de", "en", [1, 2, 3]), "fr-en": translated("fr", "en", [3, 5, 7, 9])}
     found = monolingual(parallel, 2)
     assert not found.aligned
-    assert "not aligned over languages (only 1 sentences of en are in all pairs, of 2 wanted)" in found.note
+    assert "not aligned over languages (only 1 sentences of 'en' are in all pairs, of 2 wanted)" in found.note
     assert found.sentences == {"de": ["de 1", "de 2"], "en": ["en 1", "en 3"], "fr": ["fr 3", "fr 5"]}
 
 

@@ -58,11 +58,11 @@ def test_a_direction_has_the_domains_that_the_corpus_has_of_it(root):
     ]
     assert all(d.groups == d.pairs == PAIRS for d in found)
     report = corpus.check(data_of(root))
-    assert "fr-en goes without law koran" in str(report)
+    assert "fr-en goes without 'law' 'koran'" in str(report)
     assert {(s.domain, s.name) for s in report.splits if s.domain.startswith("fr-en")} == {
         ("fr-en/it", split) for split in ("train", "dev", "test")
     }
-    assert "scored sentences (de-en 4, en-de 4, fr-en 2): a direction with fewer weighs less" in str(report)
+    assert "scored sentences ('de-en' 4, 'en-de' 4, 'fr-en' 2): a direction with fewer weighs less" in str(report)
     many = corpus.check(data_of(root, score_sentences=4)).notes
     assert [note for note in many if "fewer than" in note] == [
         "de-en/it/train has 3 sentences, de-en/law/train has 3 sentences, en-de/it/train has 3 sentences, "
@@ -92,11 +92,13 @@ def test_a_direction_reads_a_folder_the_other_way_round(root):
 
 
 def test_domains_and_directions_that_are_not_there_are_refused(root):
-    with pytest.raises(UserError, match=r"no direction of --data\.pairs has medical"):
+    with pytest.raises(UserError, match=r"no direction of --data\.pairs has 'medical'"):
         corpus.directions(data_of(root, seen=("it", "medical")))
-    with pytest.raises(UserError, match=r"--data\.pairs fr-en it-en: .* has no domain of --data\.seen of it"):
+    with pytest.raises(
+        UserError, match=r"--data\.pairs fr-en it-en: .* has no domain of --data\.seen in that direction"
+    ):
         corpus.directions(data_of(root, pairs=(*PAIRS, "it-en"), seen=("law",)))
-    with pytest.raises(UserError, match=r"no direction of --data\.pairs has koran"):
+    with pytest.raises(UserError, match=r"no direction of --data\.pairs has 'koran'"):
         corpus.check(data_of(root, pairs=("fr-en",), seen=("it",)))
     with pytest.raises(UserError, match=r"--data\.pairs 'deen': write source-target"):
         DataConfig(pairs=("deen",))

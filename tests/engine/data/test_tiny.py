@@ -9,8 +9,8 @@ import random
 import pytest
 import torch
 
-from slicetune.engine.common.cache import cached
 from slicetune.engine.common.errors import UserError
+from slicetune.engine.common.files import cached
 from slicetune.engine.data import prompts, tiny
 from slicetune.engine.data.tiny import corpus as tiny_corpus
 from slicetune.engine.data.tiny import grammar as tiny_grammar

@@ -337,7 +337,7 @@ def test_every_setting_is_printed():
     for name in (
         "model.path",
         "data.seen",
-        "score.lowest_octave",
+        "score.token_reduce",
         "method.neuron_ratio",
         "zero.stage",
         "evaluate.base",

@@ -283,14 +283,18 @@ def test_debug_shows_the_traceback(how, monkeypatch):
         cli.main(RunConfig(), args)
 
 
-def test_errors_of_a_run_name_the_rank(monkeypatch, capsys):
+def started_by_torchrun(monkeypatch, rank: int, world: int) -> None:
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
 
+
+def test_errors_of_a_run_name_the_rank(monkeypatch, capsys):
     def fail(config):
         raise UserError("data/it.jsonl: line 3\nis no JSON")
 
     monkeypatch.setattr(cli, "run", fail)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "2")
+    started_by_torchrun(monkeypatch, 2, 4)
     with pytest.raises(SystemExit) as stop:
         cli.main(RunConfig(), [])
     assert stop.value.code == 2
@@ -320,11 +324,10 @@ def test_a_dry_run_counts_with_the_gpus_that_it_is_told(offline, capsys):
 
 
 def test_torchruns_other_ranks_are_silent(offline, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
     (path,) = (path for path in RECIPES if path.stem == "caneft_tiny")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+    for rank in (0, 1):
+        started_by_torchrun(monkeypatch, rank, 2)
         cli.main(load(path), ["--dry-run"])
         out = capsys.readouterr().out
-        assert ("on 2 GPU(s)" in out) == (rank == "0")
-        assert bool(out) == (rank == "0")
+        assert ("on 2 GPU(s)" in out) == (rank == 0)
+        assert bool(out) == (rank == 0)

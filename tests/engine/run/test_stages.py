@@ -6,15 +6,21 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import toys
 from torch import nn
 
+from slicetune.engine.common import checkpoint
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import contents
-from slicetune.engine.methods.base import Full
+from slicetune.engine.evaluation import results
+from slicetune.engine.methods.base import Base, Full
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.given import Given
 from slicetune.engine.methods.lape import Lape
-from slicetune.engine.run import train
+from slicetune.engine.methods.llama_pro import LlamaPro
+from slicetune.engine.methods.lora import Lora
+from slicetune.engine.models.config import ModelConfig
+from slicetune.engine.run import compare, train
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.job import Job
 from slicetune.engine.run.stages import Stages
@@ -54,7 +60,7 @@ def test_a_method_that_reads_no_file_has_the_settings_that_it_had(tmp_path):
 def test_trackers_see_the_rate_of_each_training_of_a_sweep(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "train", lambda model, config, setup, *rest: seen.append(setup.settings["train"]))
-    monkeypatch.setattr(train, "_choose", lambda *found: None)
+    monkeypatch.setattr(train, "_choose", lambda *found, **of: None)
     config = RunConfig(method=Full(), train=TrainConfig(learning_rate=1e-5, sweep=(1e-4, 1e-3)))
     shape = SimpleNamespace(parameters=6)
     job = SimpleNamespace(config=config, out=tmp_path, pad_id=0, shape=shape, model=lambda: nn.Linear(2, 2))
@@ -74,3 +80,48 @@ def test_scores_are_offered_to_another_folder_where_there_are_some(scores, tmp_p
     with pytest.raises(UserError, match=r"rate: 0.0001 → 0.001.*use another --out") as refused:
         go(1e-3)
     assert ("--score.reuse" in str(refused.value)) == scores
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_sweep_of_one_rate_is_a_sweep_like_any_other(sweep, tmp_path, capsys):
+    """Its metrics lie with the rate's checkpoints: the run's own metrics.jsonl is a copy of them."""
+    folder = tmp_path / "sweep" / "lr-0.001" if sweep else tmp_path
+    checkpoint.save(folder / "checkpoints" / "step-3", {}, {"step": 3, "best_dev_loss": 0.5})
+    (folder / "metrics.jsonl").write_text('{"step": 3, "tokens_per_second": 10.0}\n')
+    counts = {"trainable_parameters": 6, "added_parameters": 0, "peak_memory_bytes": 1}
+    train._choose(tmp_path, {1e-3: folder / "checkpoints" / "step-3"}, counts, sweep)
+    assert results.training(tmp_path)["tokens_per_second"] == 10.0
+    assert ("learning rate 0.001: dev loss 0.5000  ← taken" in capsys.readouterr().out) == sweep
+    assert train.masters(tmp_path) == {}
+
+
+def test_a_file_that_training_should_have_left_is_one_line(tmp_path):
+    (tmp_path / "chosen.json").write_text("{}")
+    for reads, name in ((results.training, r"metrics\.jsonl"), (train.masters, r"chosen\.json")):
+        with pytest.raises(UserError, match=f"{name}: not what training leaves"):
+            reads(tmp_path)
+
+
+def entry(label: str, config: RunConfig) -> compare.Entry:
+    return compare.Entry(label, config, config)
+
+
+def test_a_comparison_checks_all_recipes_before_the_first_starts(tmp_path, monkeypatch):
+    """LoRA's default layers are a Llama's: of a BLOOM the last recipe would end a job that has run for hours."""
+    started = []
+    monkeypatch.setattr(compare, "run_one", lambda config: started.append(config))
+    toys.model_of_bytes("bloom").save_pretrained(tmp_path / "bloom")
+    model = ModelConfig(path=str(tmp_path / "bloom"))
+    given = compare.CompareConfig(recipes=(), out=tmp_path / "out")
+    entries = [
+        entry("base_x", RunConfig(model=model, method=Base())),
+        entry("lora_x", RunConfig(model=model, method=Lora(target_modules=("q_proj",)))),
+    ]
+    monkeypatch.setattr(compare, "plan", lambda own, rest: entries)
+    with pytest.raises(UserError, match=r"lora_x: --method\.target-modules q_proj"):
+        compare.run(given, [])
+    assert not started
+    deep = RunConfig(model=model, method=LlamaPro(blocks=9))
+    with pytest.raises(UserError, match=r"pro: --method\.blocks 9"):
+        compare.check_all([entry("pro", deep)])
+    compare.check_all(entries[:1])

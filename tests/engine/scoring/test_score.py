@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_pass_and_are_read_again(base, files, tmp_path, 
     got = score(loading(base), files, SMALL, out)
     tokenizer = AutoTokenizer.from_pretrained(base)
     examples, _ = labelled.encode(tokenizer, labelled.read(files), 512)
-    want = Statistics(["code", "talk"], from_config(config_json(base)))
+    want = Statistics(["code", "talk"], from_config(config_json(base)), got.lowest_octave)
     model = load_model(str(base), loading(base), torch.device("cpu"))
     add_scores(model, examples, want, SMALL, pad_id=tokenizer.pad_token_id)
     assert equal(got, want)
@@ -225,4 +225,4 @@ def test_score_as_a_program(base, files, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "17 samples (code 9, talk 8), " in done.stdout
     assert Statistics.load(tmp_path / "statistics.safetensors").groups == ["code", "talk"]
-    assert of_stage(ScoreConfig(), "score").keys() == {"loss", "tokens", "token_reduce", "lowest_octave"}
+    assert of_stage(ScoreConfig(), "score").keys() == {"loss", "tokens", "token_reduce"}

@@ -123,7 +123,7 @@ def test_bloom_scores_equal_hooks_in_float64():
 
 
 def statistics(model, examples, config: ScoreConfig, **ranks) -> Statistics:
-    stats = Statistics(["a", "b"], from_config(model.config), config.lowest_octave)
+    stats = Statistics(["a", "b"], from_config(model.config))
     score(model, examples, stats, config, **ranks)
     return stats
 
