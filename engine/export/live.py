@@ -1,8 +1,8 @@
 """The trained model twice: as it was trained, and as a user loads its export. Their logits must be the same.
 
 Live is the base with the method's parts in place and the chosen checkpoint's values in them, as a resumed run has it;
-the other is what `from_pretrained` makes of model/. Both run in the dtype of the export's weights, into which the
-trained values are rounded first, so that what is left is the rounding of sums. Next: audit.py.
+the other is what `from_pretrained` makes of model/. The trained values are rounded to the export's dtype first, and
+both run in float32 where that fits, so that hardly a rounding is left. Next: audit.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .routed import load_routed
 
 CHOSEN = "chosen.json"
 """The checkpoint of a run that was exported, its learning rate, dev losses by rate, counts."""
-LIMITS = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative deviation of the logits, by the export's dtype; half precision rounds every sum to 8 or 11 bits."""
-HALF = 0.05
+LIMIT, ROUNDED = 1e-3, 0.05
+"""Largest relative deviation of the logits: in float32 of the same weights; and where half precision rounds sums, or
+whole weights into which low-rank matrices were merged."""
 ROWS, WIDTH = 2, 24
 
 
@@ -68,25 +68,36 @@ def chosen_masters(run: Path) -> dict[str, Tensor]:
 def compare(base: Path, run: Path, method: Method) -> Likeness:
     """The logits of both on a few rows of tokens. One model is in memory at a time."""
     exported = run / "model"
-    dtype, size = _stored(exported)
-    if 1.3 * size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        return Likeness(why_not=f"its {size / 1e9:.0f} GB do not fit in this machine's memory")
+    stored, weights = _stored(exported)
+    dtype = next((one for one in (torch.float32, stored) if _fits(weights * one.itemsize)), None)
+    if dtype is None:
+        return Likeness(why_not=f"its {weights * stored.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
     except (OSError, UserError):
         return Likeness(why_not="whose checkpoint is not there any more")
+    exact = dtype in (torch.float32, torch.float64) and (stored == dtype or not method.low_rank)
+    limit = LIMIT if exact else ROUNDED
+    if not method.low_rank:
+        tensors = {name: t.to(stored) if name.startswith(MASTER) else t for name, t in tensors.items()}
     want = _logits(_live(base, run, method, tensors, dtype))
     got = _logits(_as_a_user(exported, method, dtype))
     if got.shape != want.shape:
-        return Likeness(float("inf"), LIMITS.get(dtype, HALF))
-    return Likeness(float((got - want).norm() / want.norm()), LIMITS.get(dtype, HALF))
+        return Likeness(float("inf"), limit)
+    return Likeness(float((got - want).norm() / want.norm()), limit)
+
+
+def _fits(size: int) -> bool:
+    """Whether a model of so many bytes fits where it would run."""
+    if torch.cuda.is_available():
+        return 1.2 * size < torch.cuda.mem_get_info()[0]
+    return 1.3 * size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _live(base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     model, chosen = load_model(str(base), ModelConfig(), _device(), dtype), method.load_chosen(run)
     method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())
-    rounded = {name: t.to(dtype) if name.startswith(MASTER) else t for name, t in tensors.items()}
-    load_masters(model, rounded)
+    load_masters(model, tensors)
     return _told(model)
 
 
@@ -115,13 +126,13 @@ def _logits(model: nn.Module) -> Tensor:
 
 
 def _stored(folder: Path) -> tuple[torch.dtype, int]:
-    """The dtype of most of a model's weights, and their bytes."""
-    sizes: dict[torch.dtype, int] = {}
+    """The dtype of most of a model's weights, and how many weights there are."""
+    counts: dict[torch.dtype, int] = {}
     for file in sorted(set(tensor_files(folder).values())):
         with open_shard(folder / file) as shard:
             for entry in shard.entries.values():
-                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.bytes
-    return max(sizes, key=sizes.__getitem__), sum(sizes.values())
+                counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.count
+    return max(counts, key=counts.__getitem__), sum(counts.values())
 
 
 def _device() -> torch.device:
