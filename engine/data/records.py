@@ -229,7 +229,7 @@ def _sides(record: Any, languages: tuple[str, str], direction: tuple[str, str]) 
     else:
         sides = record.get("translation")
         if sides is None:
-            raise Broken('no key "translation"')
+            raise Broken(f'no key or column "{direction[0]}", "source" or "translation"')
         if not isinstance(sides, dict):
             raise Broken('"translation" is not an object')
     for code in languages:

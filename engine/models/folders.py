@@ -19,7 +19,7 @@ from ..common.shards import FLOATS, Entry, open_shard, tensor_files
 from . import kinds, names
 from .logits import logit_rule
 from .shapes import from_config
-from .sites import model_without_weights
+from .sites import empty_model, model_without_weights
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 QUANTISED = re.compile(
@@ -125,13 +125,23 @@ def _keys(folder: Path, model: nn.Module, needed: dict, shapes: dict) -> dict[st
 
 
 def check_loaded(folder: Path, model: nn.Module, info: dict) -> None:
-    """Raises UserError for a weight that was not in the checkpoint and so is random; `info` is transformers' report."""
+    """Raises UserError for a weight that was not in the checkpoint and so is random; `info` is transformers' report.
+
+    Raises it too for a head that config.json ties and the checkpoint holds with other values: transformers then has
+    two tensors, vLLM and others take the embedding alone, and which one is meant cannot be known.
+    """
     lost = sorted(set(info["missing_keys"]) | {str(each) for each in info.get("mismatched_keys", ())})
     if lost:
         raise UserError(
             f"{folder}: {len(lost)} weights of {type(model).__name__} are not in the checkpoint and would be random "
             f"({', '.join(lost[:3])}): download it again, or take one that was saved by save_pretrained"
         )
+    for name, others in names.aliases(empty_model(folder)).items():
+        if name not in names.aliases(model):
+            raise UserError(
+                f"{folder}: config.json says that {name} and {others[0]} are one tensor (tie_word_embeddings), but the "
+                f"checkpoint has two that differ: write false there, or take {others[0]} out of the checkpoint"
+            )
 
 
 def check_weights(folder: Path, model: nn.Module) -> None:

@@ -205,6 +205,11 @@ def _from_settings(text: str, name: str) -> ModelShape:
         return of_model(model, name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    except (AttributeError, RuntimeError) as error:  # a config has no number of heads, or one for every layer
+        raise UserError(
+            f"{where}: {type(model).__name__} is no decoder of blocks that are alike ({first_line(error)}): use a "
+            "dense model such as Llama, Qwen, Gemma or Phi"
+        ) from None
 
 
 def of_model(model: nn.Module, name: str = "") -> ModelShape:

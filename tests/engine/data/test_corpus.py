@@ -145,7 +145,7 @@ BROKEN = {
     "NUL character": record("a\0b", "x").encode(),
     "invalid Unicode": b'{"translation": {"de": "\\ud800", "en": "x"}}\n',
     'no key "de"': b'{"translation": {"fr": "a", "en": "x"}}\n',
-    'no key "translation"': b'{"text": "a", "label": "x"}\n',
+    'no key or column "de", "source" or "translation"': b'{"text": "a", "label": "x"}\n',
     '"translation" is not an object': b'{"translation": "a"}\n',
     "de is not text": b'{"translation": {"de": ["a"], "en": "x"}}\n',
     "en is not text": b'{"translation": {"de": "a", "en": null}}\n',

@@ -59,6 +59,12 @@ def test_csv_and_parquet(tmp_path, name, names):
     assert read(tmp_path, "en-de") == [(en, de) for de, en in WANTED]
 
 
+def test_a_csv_without_a_line_of_names_says_which_columns_it_lacks(tmp_path):
+    (folder(tmp_path) / "test.csv").write_text("Das Haus,The house\n" * 3)
+    with pytest.raises(UserError, match=r'2 no key or column "de", "source" or "translation" \(first: .*test\.csv:1\)'):
+        read(tmp_path)
+
+
 def test_a_parquet_as_the_hub_has_it_and_a_damaged_one(tmp_path):
     path = folder(tmp_path) / "test.parquet"
     datasets.Dataset.from_list([{"translation": row} for row in rows("de", "en")]).to_parquet(str(path))

@@ -153,6 +153,16 @@ def test_a_tied_head_that_is_stored_goes_with_the_embedding(tied, tmp_path):
     assert torch.equal(model.lm_head.weight, new)
 
 
+def test_a_tied_head_that_is_stored_with_other_values_is_two_models(tied):
+    rewrite(tied, lambda tensors: tensors | {HEAD: tensors[EMBEDDING] + 0.5})
+    refused = refusal(tied)
+    assert f"config.json says that {EMBEDDING} and {HEAD} are one tensor (tie_word_embeddings)" in refused
+    assert f"take {HEAD} out of the checkpoint" in refused
+    config = json.loads((tied / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (tied / "config.json").write_text(json.dumps(config))
+    assert not torch.equal(loaded(tied).lm_head.weight, loaded(tied).model.embed_tokens.weight)
+
+
 def test_the_audit_sees_a_head_that_was_left_behind(tied, tmp_path):
     shutil.copytree(tied, tmp_path / "out")
     rewrite(tmp_path / "out", lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING] + 0.5})

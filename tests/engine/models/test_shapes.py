@@ -154,6 +154,7 @@ def test_tiny_is_the_model_that_is_pretrained():
         ({"model_type": "gemma3"}, r"gemma3 has more parts than a text decoder \(text_config, vision_config\)"),
         ({"model_type": "bart"}, "bart is an encoder-decoder"),
         ({"model_type": "t5"}, "t5 is an encoder-decoder"),
+        ({"model_type": "xlstm"}, r"no decoder of blocks that are alike \(AttributeError: .*num_attention_heads"),
         ({"model_type": "vit"}, "vit is no decoder that writes text"),
         ({"model_type": "no-such"}, "knows no model_type 'no-such'"),
         ({}, "knows no model_type None"),
