@@ -279,7 +279,7 @@ def table() -> str:
     for name in MODELS:
         with tempfile.TemporaryDirectory() as work:
             found = measure(name, Path(work))
-        assert not (found["audit"] or found["decoding"] or found["delta"]), name
+        assert not any(found[exact] for exact in ("audit", "decoding", "delta")), name
         cells = [f"{found[c]:.1e}" if found.get(c) else "0" if c in found else "biases" for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
