@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...kernels.histogram import HIGHEST, LOWEST, OCTAVES
 from ..common import distributed
 from ..data.batching import Example, batches_by_tokens
-from ..models.load import packs_long_rows
+from ..models.packing import packs_long_rows
 from .config import ScoreConfig
 from .passes import ScoreTap, backpropagate, batch_of, tapped
 
