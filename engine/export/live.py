@@ -1,14 +1,16 @@
-"""The trained model twice: as it was trained, and as a user loads its export. Their logits must be the same.
+"""The trained model twice: as it was trained, and as a user loads its export. They must be the same.
 
-Live is the base with the method's parts in place and the chosen checkpoint's values in them, as a resumed run has it;
-the other is what `from_pretrained` makes of model/. Both run in the dtype of the export's weights, into which the
-trained values are rounded first, so that what is left is the rounding of sums. Next: audit.py.
+What the checkpoint that was chosen has for a tensor must stand in the export, bit for bit after the rounding to its
+dtype. And their logits must be equal: live is the base with the method's parts in place and that checkpoint's values in
+them, as a resumed run has it, rounded where the export is; the other is what `from_pretrained` makes of model/. Both
+compute in float32, so that what is left is the order of sums. Next: audit.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +22,20 @@ from ..common.checkpoint import MASTER
 from ..common.errors import UserError
 from ..common.shards import open_shard, tensor_files
 from ..methods.landermt.routing import router_of
+from ..methods.lora import Lora
 from ..methods.method import Method
 from ..models.config import ModelConfig
 from ..models.load import load_model
 from ..slices.patches import load_masters
+from .model import by_key
 from .routed import load_routed
 
 CHOSEN = "chosen.json"
 """The checkpoint of a run that was exported, its learning rate, dev losses by rate, counts."""
-LIMITS = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative deviation of the logits, by the export's dtype; half precision rounds every sum to 8 or 11 bits."""
+LIMIT = 1e-4
+"""Largest relative deviation of the logits in float32."""
 HALF = 0.05
+"""The same where weights are rounded after a product is added (LoRA), or where sums are rounded to half precision."""
 ROWS, WIDTH = 2, 24
 
 
@@ -65,37 +70,68 @@ def chosen_masters(run: Path) -> dict[str, Tensor]:
     return checkpoint.load(folder)[0]
 
 
+def not_as_trained(base: Path, run: Path, method: Method, places: Iterable[str]) -> list[str]:
+    """Tensors of the export that are not the chosen checkpoint's; none where that is not there any more.
+
+    `places` are the export's keys. What is made of the base's values (a merged LoRA) is left to the logits.
+    """
+    try:
+        tensors = chosen_masters(run)
+    except (OSError, UserError):
+        return []
+    files, found = tensor_files(run / "model"), []
+    patches = {
+        n: p for n, p in method.patches(base, method.load_chosen(run), tensors).items() if not callable(p.values)
+    }
+    for key, patch in by_key(base, patches, dict.fromkeys(places, "")).items():
+        if key in files:
+            with open_shard(run / "model" / files[key]) as shard:
+                stored = shard.read(key)
+            part = stored if patch.axis is None else stored.index_select(int(patch.axis == "column"), patch.index.cpu())
+            part = part.t() if patch.axis == "column" else part
+            if not torch.equal(part, patch.values.to(part)):
+                found.append(key)
+    return found
+
+
 def compare(base: Path, run: Path, method: Method) -> Likeness:
     """The logits of both on a few rows of tokens. One model is in memory at a time."""
     exported = run / "model"
-    dtype, size = _stored(exported)
-    if 1.3 * size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        return Likeness(why_not=f"its {size / 1e9:.0f} GB do not fit in this machine's memory")
+    dtype, count = _stored(exported)
+    wide = torch.promote_types(dtype, torch.float32)
+    place = next((device for device in _devices() if 1.3 * count * wide.itemsize < _memory(device)), None)
+    if place is None:
+        return Likeness(why_not=f"its {count * wide.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
     except (OSError, UserError):
         return Likeness(why_not="whose checkpoint is not there any more")
-    want = _logits(_live(base, run, method, tensors, dtype))
-    got = _logits(_as_a_user(exported, method, dtype))
+    limit = HALF if dtype.itemsize < 4 and isinstance(method, Lora) else LIMIT
+    want = _logits(_live(base, run, method, tensors, dtype, place))
+    got = _logits(_as_a_user(exported, method, wide, place))
     if got.shape != want.shape:
-        return Likeness(float("inf"), LIMITS.get(dtype, HALF))
-    return Likeness(float((got - want).norm() / want.norm()), LIMITS.get(dtype, HALF))
+        return Likeness(float("inf"), limit)
+    return Likeness(float((got - want).norm() / want.norm()), limit)
 
 
-def _live(base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    model, chosen = load_model(str(base), ModelConfig(), _device(), dtype), method.load_chosen(run)
+def _live(
+    base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtype: torch.dtype, place: torch.device
+) -> nn.Module:
+    """In float32 or wider, of values that have been rounded to `dtype` where the export holds them as they are."""
+    model, chosen = load_model(str(base), ModelConfig(), place, dtype), method.load_chosen(run)
+    model.to(torch.promote_types(dtype, torch.float32))
     method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())
-    rounded = {name: t.to(dtype) if name.startswith(MASTER) else t for name, t in tensors.items()}
-    load_masters(model, rounded)
+    stored = {} if isinstance(method, Lora) else {n for n in tensors if n.startswith(MASTER) and ".shares." not in n}
+    load_masters(model, {name: t.to(dtype) if name in stored else t for name, t in tensors.items()})
     return _told(model)
 
 
-def _as_a_user(exported: Path, method: Method, dtype: torch.dtype) -> nn.Module:
+def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: torch.device) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if method.routed:
-        return _told(load_routed(exported, ModelConfig(), _device()).to(dtype))
-    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(_device())
+        return _told(load_routed(exported, ModelConfig(dtype=str(dtype).removeprefix("torch.")), place))
+    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(place)
 
 
 def _told(model: nn.Module) -> nn.Module:
@@ -111,18 +147,25 @@ def _logits(model: nn.Module) -> Tensor:
     """Logits [ROWS, WIDTH, V] in fp32 on the CPU, of tokens that are drawn from the whole vocabulary."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.get_input_embeddings().weight.shape[0], (ROWS, WIDTH), generator=draw)
-    return model.eval()(input_ids=ids.to(_device()), use_cache=False).logits.float().cpu()
+    return model.eval()(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits.float().cpu()
 
 
 def _stored(folder: Path) -> tuple[torch.dtype, int]:
-    """The dtype of most of a model's weights, and their bytes."""
+    """The dtype of most of a model's weights, and how many it has."""
     sizes: dict[torch.dtype, int] = {}
     for file in sorted(set(tensor_files(folder).values())):
         with open_shard(folder / file) as shard:
             for entry in shard.entries.values():
-                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.bytes
+                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.count
     return max(sizes, key=sizes.__getitem__), sum(sizes.values())
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _devices() -> list[torch.device]:
+    return [torch.device(kind) for kind in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]]
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that a model may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
