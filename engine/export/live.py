@@ -22,7 +22,6 @@ from ..common.checkpoint import MASTER
 from ..common.errors import UserError
 from ..common.shards import open_shard, tensor_files
 from ..methods.landermt.routing import router_of
-from ..methods.lora import Lora
 from ..methods.method import Method
 from ..models.config import ModelConfig
 from ..models.load import load_model
@@ -32,10 +31,9 @@ from .routed import load_routed
 
 CHOSEN = "chosen.json"
 """The checkpoint of a run that was exported, its learning rate, dev losses by rate, counts."""
-LIMIT = 1e-4
-"""Largest relative deviation of the logits in float32."""
-HALF = 0.05
-"""The same where weights are rounded after a product is added (LoRA), or where sums are rounded to half precision."""
+LIMIT, ROUNDED = 1e-4, 0.05
+"""Largest relative deviation of the logits: in float32 of the same weights; and where half precision rounds sums, or
+whole weights into which low-rank matrices were merged."""
 ROWS, WIDTH = 2, 24
 
 
@@ -97,40 +95,40 @@ def not_as_trained(base: Path, run: Path, method: Method, places: Iterable[str])
 def compare(base: Path, run: Path, method: Method) -> Likeness:
     """The logits of both on a few rows of tokens. One model is in memory at a time."""
     exported = run / "model"
-    dtype, count = _stored(exported)
-    wide = torch.promote_types(dtype, torch.float32)
-    place = next((device for device in _devices() if 1.3 * count * wide.itemsize < _memory(device)), None)
-    if place is None:
-        return Likeness(why_not=f"its {count * wide.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
+    stored, count = _stored(exported)
+    wide = torch.promote_types(stored, torch.float32)
+    dtype, place = _room(count, wide, stored)
+    if dtype is None:
+        return Likeness(why_not=f"its {count * stored.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
     except (OSError, UserError):
         return Likeness(why_not="whose checkpoint is not there any more")
-    limit = HALF if dtype.itemsize < 4 and isinstance(method, Lora) else LIMIT
-    want = _logits(_live(base, run, method, tensors, dtype, place))
-    got = _logits(_as_a_user(exported, method, wide, place))
+    limit = LIMIT if dtype == wide and (stored == wide or not method.low_rank) else ROUNDED
+    want = _logits(_live(base, run, method, tensors, (stored, dtype), place))
+    got = _logits(_as_a_user(exported, method, dtype, place))
     if got.shape != want.shape:
         return Likeness(float("inf"), limit)
     return Likeness(float((got - want).norm() / want.norm()), limit)
 
 
 def _live(
-    base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtype: torch.dtype, place: torch.device
+    base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtypes: tuple[torch.dtype, ...], place: str
 ) -> nn.Module:
-    """In float32 or wider, of values that have been rounded to `dtype` where the export holds them as they are."""
-    model, chosen = load_model(str(base), ModelConfig(), place, dtype), method.load_chosen(run)
-    model.to(torch.promote_types(dtype, torch.float32))
+    """It computes in the second dtype, of values that are rounded to the first where the export holds them as such."""
+    (stored, dtype), chosen = dtypes, method.load_chosen(run)
+    model = load_model(str(base), ModelConfig(), torch.device(place), stored).to(dtype)
     method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())
-    stored = {} if isinstance(method, Lora) else {n for n in tensors if n.startswith(MASTER) and ".shares." not in n}
-    load_masters(model, {name: t.to(dtype) if name in stored else t for name, t in tensors.items()})
+    held = {n for n in tensors if n.startswith(MASTER) and ".shares." not in n and not method.low_rank}
+    load_masters(model, {name: t.to(stored) if name in held else t for name, t in tensors.items()})
     return _told(model)
 
 
-def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: torch.device) -> nn.Module:
+def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if method.routed:
-        return _told(load_routed(exported, ModelConfig(dtype=str(dtype).removeprefix("torch.")), place))
+        return _told(load_routed(exported, ModelConfig(dtype=str(dtype).removeprefix("torch.")), torch.device(place)))
     return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(place)
 
 
@@ -160,12 +158,10 @@ def _stored(folder: Path) -> tuple[torch.dtype, int]:
     return max(sizes, key=sizes.__getitem__), sum(sizes.values())
 
 
-def _devices() -> list[torch.device]:
-    return [torch.device(kind) for kind in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]]
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes that a model may take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _room(count: int, *dtypes: torch.dtype) -> tuple[torch.dtype | None, str]:
+    """The first dtype in which so many weights fit somewhere, and the device; None where none does."""
+    memory = {"cpu": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    if torch.cuda.is_available():
+        memory = {"cuda": torch.cuda.mem_get_info()[0]} | memory
+    fits = ((dtype, place) for dtype in dtypes for place in memory if 1.3 * count * dtype.itemsize < memory[place])
+    return next(fits, (None, ""))
