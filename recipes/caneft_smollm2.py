@@ -1,7 +1,6 @@
 """CANEFT on SmolLM2-135M-Instruct, a real pretrained model for a laptop: 1 % of its neurons, the embedded corpus.
 
-python recipes/caneft_smollm2.py                        # downloads 269 MB; another corpus by --data.dir DATA
-python recipes/caneft_smollm2.py --model.path FOLDER    # a copy that you have
+python recipes/caneft_smollm2.py
 """
 
 from slicetune.engine.cli import main

@@ -62,7 +62,9 @@ def translate(
             finished.write(file, lines)
         if cut := sum(line.cut for line in lines):
             limit = job.config.evaluate.max_new_tokens
-            distributed.print0(f"{system}: {name}: {cut} cut at --evaluate.max-new-tokens {limit}")
+            distributed.print0(
+                f"{system}: {name}: {cut} of {len(lines)} sentences cut at --evaluate.max-new-tokens {limit}"
+            )
 
 
 def _decode(

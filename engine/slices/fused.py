@@ -246,30 +246,26 @@ def _first_gradients(
     ffn: FusedFFN, first: list[nn.Linear | SliceLinear], grad: GatedBackward, x: Tensor | None
 ) -> list:
     """The slice gradients of gate and up, or of the one layer that both lie in."""
-    columns = grad.dgate_columns, grad.dup_columns
-    products = _row_products(*columns, x)
-    if not ffn.packed:
-        parts = zip(first, (grad.dgate, grad.dup), columns, products, strict=True)
-        return [
-            g for layer, dy, own, product in parts for g in _gradients(layer, dy, x, dy_columns=own, product=product)
-        ]
-    there = [own for own in columns if own is not None]
-    if not there:
-        return [None, None, None]
-    product = None if products[0] is None else torch.cat(products)
-    return [*_gradients(first[0], grad.dgate, x, dy_columns=torch.cat(there, 1), product=product)]
+    gate, up = grad.dgate_columns, grad.dup_columns
+    product = _product(gate, up, x)
+    if ffn.packed:
+        there = [own for own in (gate, up) if own is not None]
+        if not there:
+            return [None, None, None]
+        return [*_gradients(first[0], grad.dgate, x, dy_columns=torch.cat(there, 1), product=product)]
+    of_gate, of_up = (None, None) if product is None else product.split([gate.shape[1], up.shape[1]])
+    found = _gradients(first[0], grad.dgate, x, dy_columns=gate, product=of_gate)
+    return [*found, *_gradients(first[1], grad.dup, x, dy_columns=up, product=of_up)]
 
 
-def _row_products(gate: Tensor | None, up: Tensor | None, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The slice gradients of gate and up from their columns, which lie side by side: one product, which reads x once.
+def _product(gate: Tensor | None, up: Tensor | None, x: Tensor | None) -> Tensor | None:
+    """The slice gradients of gate and then up from their columns, which lie side by side: one product reads x once.
 
-    Each float32 [k, in]; None where not both are trained, and where no kernel runs: nothing is gained there.
+    float32 [k, in]; None where not both are trained, and where no kernel runs: nothing is gained there.
     """
     if gate is None or up is None or not use_triton(gate):
-        return None, None
-    k = gate.shape[1]
-    product = compact_gradient(buffer_of(gate), x)
-    return product[:k], product[k : k + up.shape[1]]
+        return None
+    return compact_gradient(buffer_of(gate), x)[: gate.shape[1] + up.shape[1]]
 
 
 def _bias(linear: nn.Linear | SliceLinear, dtype: torch.dtype) -> Tensor | None:

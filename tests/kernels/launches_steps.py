@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import fake_gpu
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from waits import Waits
 
 from slicetune.engine.data.batching import Batch, Example, pack, pad
@@ -38,6 +39,15 @@ BATCHES, FIRST = 300, 10
 TOKENS = 4096  # of a padded batch for scoring
 GROUPS = ("it", "law", "medical", "koran")
 VOCABULARY = 64
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "use_cache",
+)
 ROWS = {"gate": (120, 165), "up": (120, 165), "down": (30, 52)}  # trained in a layer: 1 % of an 8B model
 
 
@@ -57,6 +67,13 @@ def llama(shape: ModelShape) -> LlamaForCausalLM:
         use_cache=False,
     )
     return LlamaForCausalLM(config).bfloat16()
+
+
+def phi3(shape: ModelShape) -> Phi3ForCausalLM:
+    """Gate and up in one layer."""
+    torch.manual_seed(0)
+    config = Phi3Config(**{k: v for k, v in llama(shape).config.to_dict().items() if k in SIZES}, pad_token_id=0)
+    return Phi3ForCausalLM(config).bfloat16()
 
 
 def sentence(draw: random.Random, length: int) -> Example:
@@ -96,9 +113,9 @@ class Training:
 
     batch = staticmethod(packed)
 
-    def __init__(self, layers: int, seed: int = 0) -> None:
-        shape, draw = shape_of(layers), random.Random(seed)
-        self.model = llama(shape).train()
+    def __init__(self, layers: int, make: Callable[[ModelShape], nn.Module] = llama) -> None:
+        shape, draw = shape_of(layers), random.Random(0)
+        self.model = make(shape).train()
         slices = {
             (layer, role, "row"): torch.tensor(sorted(draw.sample(range(shape.widths[role]), draw.randint(*most))))
             for layer in range(layers)
@@ -164,15 +181,18 @@ WORK = {
     "score": lambda layers: Scoring(layers, "all"),
     "target": lambda layers: Scoring(layers, "target"),
     "training": Training,
+    "packed": lambda layers: Training(layers, phi3),
     "widths": Widths,
 }
 
 
 def main(kind: str) -> None:
+    for layers in (2, 3):
+        shape_of(layers)  # once, before memory is changed
     if kind != "widths":
         fake_gpu.zeros()
     held = fake_gpu.without_products()
-    draw, work = random.Random(0), WORK[kind](3 if kind in ("training", "widths") else 2)
+    draw, work = random.Random(0), WORK[kind](3 if kind in ("training", "packed", "widths") else 2)
     found = specialisations(work, [work.batch(draw) for _ in range(BATCHES)])
     if kind != "widths":
         found["steps"] = {layers: step(WORK[kind](layers), work.batch(draw)) for layers in (2, 3)}

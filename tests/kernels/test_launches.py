@@ -86,9 +86,10 @@ def test_a_scoring_batch(kind, layers):
 
 
 @pytest.mark.parametrize("layers", [2, 3])
-def test_a_training_step(layers):
+@pytest.mark.parametrize("kind", ["training", "packed"])
+def test_a_training_step(kind, layers):
     """One product for gate and up and one for down, one AdamW for all, which also writes the weights."""
-    step = run("launches_steps.py", "training")["steps"][str(layers)]
+    step = run("launches_steps.py", kind)["steps"][str(layers)]
     folds = step["launches"].pop("_fold_kernel", 0)  # of products that are split over the tokens
     assert folds <= 2 * layers
     assert step["launches"] == {

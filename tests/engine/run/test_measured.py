@@ -49,7 +49,7 @@ def test_lost_targets_and_cut_translations_are_in_log_and_results(tmp_path, caps
         assert f"warning: {name}: of 4 targets 2 have characters that the tokenizer has no token for" in said
     cut = results["systems"]["base"]["domains"]["it"]["cut"]
     assert cut == json.loads((tmp_path / "out/translations/base/finished.json").read_text())["cut"]["it.en"] == 4
-    assert "base: it: 4 sentences translated, 4 of them cut at --evaluate.max-new-tokens 3" in said
+    assert "base: it: 4 of 4 sentences cut at --evaluate.max-new-tokens 3" in said
     assert "cut at the limit      Base: IT 4 of 4" in said
     assert json.loads((tmp_path / "out/results.json").read_text())["lost_targets"] == results["lost_targets"]
 

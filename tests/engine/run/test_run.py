@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import slicetune
+from slicetune.engine import commands
 from slicetune.engine.common import checkpoint
 from slicetune.engine.data import tiny
 from slicetune.engine.data.batching import pack
@@ -75,16 +74,14 @@ def test_nothing_outside_the_set_changed(finished, base):
     assert sum(report.allowed.values()) == NeuronSet.load(finished[0] / "neurons.safetensors").parameters()
 
 
-def test_the_audit_command_finds_a_flipped_bit(finished, base, tmp_path):
+def test_the_audit_command_finds_a_flipped_bit(finished, base, tmp_path, capsys):
     out = shutil.copytree(finished[0], tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints"))
     weights = load_file(out / "model" / "model.safetensors")
     weights["model.norm.weight"][3] += 1
     save_file(weights, out / "model" / "model.safetensors", {"format": "pt"})
-    command = [sys.executable, "-m", "slicetune.engine", "audit", str(base)]
-    assert subprocess.run([*command, str(finished[0])], check=False).returncode == 0
-    found = subprocess.run([*command, str(out)], check=False, capture_output=True, text=True)
-    assert found.returncode == 1
-    assert "model.norm.weight" in found.stdout
+    assert commands.main(["audit", str(base), str(finished[0])]) == 0
+    assert commands.main(["audit", str(base), str(out)]) == 1
+    assert "model.norm.weight" in capsys.readouterr().out
 
 
 def test_exported_model_gives_the_live_models_logits(finished, base):

@@ -13,6 +13,7 @@ from slicetune.engine.common import checkpoint
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import contents
 from slicetune.engine.evaluation import results
+from slicetune.engine.export.live import chosen_masters
 from slicetune.engine.methods.base import Base, Full
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.given import Given
@@ -92,12 +93,12 @@ def test_a_sweep_of_one_rate_is_a_sweep_like_any_other(sweep, tmp_path, capsys):
     train._choose(tmp_path, {1e-3: folder / "checkpoints" / "step-3"}, counts, sweep)
     assert results.training(tmp_path)["tokens_per_second"] == 10.0
     assert ("learning rate 0.001: dev loss 0.5000  ← taken" in capsys.readouterr().out) == sweep
-    assert train.masters(tmp_path) == {}
+    assert chosen_masters(tmp_path) == {}
 
 
 def test_a_file_that_training_should_have_left_is_one_line(tmp_path):
     (tmp_path / "chosen.json").write_text("{}")
-    for reads, name in ((results.training, r"metrics\.jsonl"), (train.masters, r"chosen\.json")):
+    for reads, name in ((results.training, r"metrics\.jsonl"), (chosen_masters, r"chosen\.json")):
         with pytest.raises(UserError, match=f"{name}: not what training leaves"):
             reads(tmp_path)
 
