@@ -24,7 +24,7 @@ from ..common.shards import open_shard, tensor_files
 from ..models.names import aliases
 from ..models.sites import empty_model
 from ..slices.neurons import NeuronSet
-from . import live
+from . import beside, live
 from .live import Likeness
 from .scope import Chosen, run_method, scope_of
 
@@ -65,13 +65,18 @@ class AuditReport:
     new_weights: int = 0
     apart: list[str] = field(default_factory=list)
     """Keys of one tied tensor that hold other values than its first key, and did not in the base."""
+    beside: list[str] = field(default_factory=list)
+    """What in config.json and other files is not the base's."""
+    untrained: list[str] = field(default_factory=list)
+    """Tensors whose trained part does not hold the chosen checkpoint's values."""
     likeness: Likeness | None = None
     """Of the export as a user loads it to the model that was trained; None for a folder that is no run's."""
 
     @property
     def ok(self) -> bool:
         same = self.likeness is None or self.likeness.ok
-        return same and not (self.outside or self.missing or self.extra or self.apart)
+        bad = self.outside, self.missing, self.extra, self.apart, self.beside, self.untrained
+        return same and not any(bad)
 
     def __str__(self) -> str:
         lines = [f"{self.weights:,} weights in {self.tensors} tensors compared bit for bit"]
@@ -86,6 +91,8 @@ class AuditReport:
         lines += [f"  missing: {name}" for name in self.missing[:NAMED]]
         lines += [f"  not in the base: {name}" for name in self.extra[:NAMED]]
         lines += [f"  TIED, but not equal: {names}" for names in self.apart[:NAMED]]
+        lines += [f"  BESIDE the weights, {line}" for line in self.beside[:NAMED]]
+        lines += [f"  NOT AS TRAINED, {name}: the checkpoint has other values" for name in self.untrained[:NAMED]]
         lines += [f"  {self.likeness}"] if self.likeness else []
         for difference in self.outside[:NAMED]:
             lines.append(f"  OUTSIDE, {difference.tensor}: {difference.count:,} weights differ")
@@ -99,7 +106,11 @@ class AuditReport:
             done = f"{changed:,} of those {allowed:,} weights changed, {kept:,} are as in the base"
             return ["  outside: none changed", f"PASSED, {self.title}: {done}"]
         bad = len(self.outside) + len(self.missing) + len(self.extra)
-        return [f"FAILED, {self.title}: {bad} tensors differ from the base otherwise"]
+        if bad or self.beside:
+            what = f"{bad} tensors differ from the base otherwise" if bad else "files beside the weights differ"
+        else:
+            what = "the export is not the model that was trained"
+        return [f"FAILED, {self.title}: {what}"]
 
 
 def audit(
@@ -109,9 +120,9 @@ def audit(
 
     What may change follows from the run's method and its neurons.safetensors, or is `neurons`; of a model folder
     without them, nothing may. Tensors of another dtype are compared after the base's values were cast to it: exactly
-    where it is wider, rounded where it is narrower. A run's model is then loaded as a user would, and its logits are
-    compared with those of the model that was trained (live.py). Raises UserError where a folder cannot be read, the
-    neuron set belongs to another model, or the run trained nothing.
+    where it is wider, rounded where it is narrower. config.json must describe the same model (beside.py). A run's model
+    is then compared with the one that was trained, as a user would load it (live.py). Raises UserError where a folder
+    cannot be read, the neuron set belongs to another model, or the run trained nothing.
     """
     base, run = Path(base_dir), Path(run_dir)
     model = run / "model" if (run / "model").is_dir() else run
@@ -136,7 +147,10 @@ def audit(
     report.new_weights = _weights(model, {name: theirs[name] for name in report.new})
     report.apart = sorted(_apart(model, theirs) - _apart(base, ours))
     method = run_method(run)
+    report.beside = beside.changed_config(base, model, scope.expansion)
     if neurons is None and method is not None and method.merges and method.trains and model != run:
+        report.beside += beside.changed_files(base, model)
+        report.untrained = live.not_as_trained(base, run, method, expected)
         report.likeness = live.compare(base, run, method)
     return report
 

@@ -22,6 +22,12 @@ def ends(folder: Path) -> list[int]:
     return list(listed) if isinstance(listed, list) else [listed]
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """What it says beside the end tokens."""
+    aside = ("eos_token_id", "transformers_version", "_from_model_config")
+    return {key: value for key, value in _own(folder).items() if key not in aside}
+
+
 def change(folder: Path, more: Sequence[int] = (), fewer: Sequence[int] = ()) -> None:
     """Put `more` behind the end tokens of the model in `folder` and take `fewer` out; all else stays as it is."""
     before = ends(folder)

@@ -1,14 +1,16 @@
-"""The trained model twice: as it was trained, and as a user loads its export. Their logits must be the same.
+"""The trained model twice: as it was trained, and as a user loads its export. They must be the same.
 
-Live is the base with the method's parts in place and the chosen checkpoint's values in them, as a resumed run has it;
-the other is what `from_pretrained` makes of model/. The trained values are rounded to the export's dtype first, and
-both run in float32 where that fits, so that hardly a rounding is left. Next: audit.py.
+What the checkpoint that was chosen has for a tensor must stand in the export, bit for bit after the rounding to its
+dtype. And their logits must be equal: live is the base with the method's parts in place and that checkpoint's values in
+them, as a resumed run has it, rounded where the export is; the other is what `from_pretrained` makes of model/. Both
+compute in float32, so that what is left is the order of sums. Next: audit.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,12 @@ from ..methods.method import Method
 from ..models.config import ModelConfig
 from ..models.load import load_model
 from ..slices.patches import load_masters
+from .model import by_key
 from .routed import load_routed
 
 CHOSEN = "chosen.json"
 """The checkpoint of a run that was exported, its learning rate, dev losses by rate, counts."""
-LIMIT, ROUNDED = 1e-3, 0.05
+LIMIT, ROUNDED = 1e-4, 0.05
 """Largest relative deviation of the logits: in float32 of the same weights; and where half precision rounds sums, or
 whole weights into which low-rank matrices were merged."""
 ROWS, WIDTH = 2, 24
@@ -65,48 +68,68 @@ def chosen_masters(run: Path) -> dict[str, Tensor]:
     return checkpoint.load(folder)[0]
 
 
+def not_as_trained(base: Path, run: Path, method: Method, places: Iterable[str]) -> list[str]:
+    """Tensors of the export that are not the chosen checkpoint's; none where that is not there any more.
+
+    `places` are the export's keys. What is made of the base's values (a merged LoRA) is left to the logits.
+    """
+    try:
+        tensors = chosen_masters(run)
+    except (OSError, UserError):
+        return []
+    files, found = tensor_files(run / "model"), []
+    patches = {
+        n: p for n, p in method.patches(base, method.load_chosen(run), tensors).items() if not callable(p.values)
+    }
+    for key, patch in by_key(base, patches, dict.fromkeys(places, "")).items():
+        if key in files:
+            with open_shard(run / "model" / files[key]) as shard:
+                stored = shard.read(key)
+            part = stored if patch.axis is None else stored.index_select(int(patch.axis == "column"), patch.index.cpu())
+            part = part.t() if patch.axis == "column" else part
+            if not torch.equal(part, patch.values.to(part)):
+                found.append(key)
+    return found
+
+
 def compare(base: Path, run: Path, method: Method) -> Likeness:
     """The logits of both on a few rows of tokens. One model is in memory at a time."""
     exported = run / "model"
-    stored, weights = _stored(exported)
-    dtype = next((one for one in (torch.float32, stored) if _fits(weights * one.itemsize)), None)
+    stored, count = _stored(exported)
+    wide = torch.promote_types(stored, torch.float32)
+    dtype, place = _room(count, wide, stored)
     if dtype is None:
-        return Likeness(why_not=f"its {weights * stored.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
+        return Likeness(why_not=f"its {count * stored.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
     except (OSError, UserError):
         return Likeness(why_not="whose checkpoint is not there any more")
-    exact = dtype in (torch.float32, torch.float64) and (stored == dtype or not method.low_rank)
-    limit = LIMIT if exact else ROUNDED
-    if not method.low_rank:
-        tensors = {name: t.to(stored) if name.startswith(MASTER) else t for name, t in tensors.items()}
-    want = _logits(_live(base, run, method, tensors, dtype))
-    got = _logits(_as_a_user(exported, method, dtype))
+    limit = LIMIT if dtype == wide and (stored == wide or not method.low_rank) else ROUNDED
+    want = _logits(_live(base, run, method, tensors, (stored, dtype), place))
+    got = _logits(_as_a_user(exported, method, dtype, place))
     if got.shape != want.shape:
         return Likeness(float("inf"), limit)
     return Likeness(float((got - want).norm() / want.norm()), limit)
 
 
-def _fits(size: int) -> bool:
-    """Whether a model of so many bytes fits where it would run."""
-    if torch.cuda.is_available():
-        return 1.2 * size < torch.cuda.mem_get_info()[0]
-    return 1.3 * size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _live(base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    model, chosen = load_model(str(base), ModelConfig(), _device(), dtype), method.load_chosen(run)
+def _live(
+    base: Path, run: Path, method: Method, tensors: dict[str, Tensor], dtypes: tuple[torch.dtype, ...], place: str
+) -> nn.Module:
+    """It computes in the second dtype, of values that are rounded to the first where the export holds them as such."""
+    (stored, dtype), chosen = dtypes, method.load_chosen(run)
+    model = load_model(str(base), ModelConfig(), torch.device(place), stored).to(dtype)
     method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())
-    load_masters(model, tensors)
+    held = {n for n in tensors if n.startswith(MASTER) and ".shares." not in n and not method.low_rank}
+    load_masters(model, {name: t.to(stored) if name in held else t for name, t in tensors.items()})
     return _told(model)
 
 
-def _as_a_user(exported: Path, method: Method, dtype: torch.dtype) -> nn.Module:
+def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if method.routed:
-        return _told(load_routed(exported, ModelConfig(), _device()).to(dtype))
-    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(_device())
+        return _told(load_routed(exported, ModelConfig(dtype=str(dtype).removeprefix("torch.")), torch.device(place)))
+    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(place)
 
 
 def _told(model: nn.Module) -> nn.Module:
@@ -122,18 +145,23 @@ def _logits(model: nn.Module) -> Tensor:
     """Logits [ROWS, WIDTH, V] in fp32 on the CPU, of tokens that are drawn from the whole vocabulary."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.get_input_embeddings().weight.shape[0], (ROWS, WIDTH), generator=draw)
-    return model.eval()(input_ids=ids.to(_device()), use_cache=False).logits.float().cpu()
+    return model.eval()(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits.float().cpu()
 
 
 def _stored(folder: Path) -> tuple[torch.dtype, int]:
-    """The dtype of most of a model's weights, and how many weights there are."""
-    counts: dict[torch.dtype, int] = {}
+    """The dtype of most of a model's weights, and how many it has."""
+    sizes: dict[torch.dtype, int] = {}
     for file in sorted(set(tensor_files(folder).values())):
         with open_shard(folder / file) as shard:
             for entry in shard.entries.values():
-                counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.count
-    return max(counts, key=counts.__getitem__), sum(counts.values())
+                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.count
+    return max(sizes, key=sizes.__getitem__), sum(sizes.values())
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _room(count: int, *dtypes: torch.dtype) -> tuple[torch.dtype | None, str]:
+    """The first dtype in which so many weights fit somewhere, and the device; None where none does."""
+    memory = {"cpu": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    if torch.cuda.is_available():
+        memory = {"cuda": torch.cuda.mem_get_info()[0]} | memory
+    fits = ((dtype, place) for dtype in dtypes for place in memory if 1.3 * count * dtype.itemsize < memory[place])
+    return next(fits, (None, ""))

@@ -67,7 +67,7 @@ def export_model(
     base, out = Path(base_dir), Path(out_dir)
     names = expansion.names if expansion else lambda name: [name]
     files = {new: shard for name, shard in tensor_files(base).items() for new in names(name)}
-    by_key = _by_key(base, patches, files)
+    keyed = by_key(base, patches, files)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     plan = {shard: _plan(base / shard, wanted, names) for shard in dict.fromkeys(files.values())}
     size = sum(entry.bytes for entries in plan.values() for entry in entries)
@@ -75,7 +75,7 @@ def export_model(
     tally: Counter[str] = Counter()
     with whole_folder(out) as temp:
         for shard, entries in plan.items():
-            tally += _export_shard(base / shard, temp / shard, entries, by_key)
+            tally += _export_shard(base / shard, temp / shard, entries, keyed)
         if SINGLE not in plan:
             _write_json(temp / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
         _copy_files(base, temp, dtype, expansion)
@@ -86,7 +86,7 @@ def export_model(
     return {**counts, "lost": max(lost, 0.0), "dtype": stored, "bytes": size}
 
 
-def _by_key(base: Path, patches: Mapping[str, Patch], files: Mapping[str, str]) -> dict[str, Patch]:
+def by_key(base: Path, patches: Mapping[str, Patch], files: Mapping[str, str]) -> dict[str, Patch]:
     """The patches by the keys that they change; a tied tensor's go to each key under which the files have it."""
     if not patches:
         return {}

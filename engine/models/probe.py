@@ -5,15 +5,16 @@
 
 Names say nothing. The sizes of the layers leave a few readings; the class's own forward runs on a copy with small
 random layers in float64, and the reading that gives its values is the right one. None does for an FFN that is more
-than its layers: a dropout, a norm, a clamp, a factor.
+than its layers: a dropout, a norm, a clamp, a factor. One with weights beside its layers is refused unseen: they can
+be of no effect only as long as they are what they are.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,12 @@ from ..common.private import with_children
 
 HIDDEN, UNITS, TOKENS = 4, 8, 6
 """Sizes of the copy's layers."""
+SCALES = (1e-2, 1.0, 10.0, 10.0, 1e3, 1e5)
+"""Of each token: a clamp shows in large values, an activation's form in middling ones."""
+REPLACED = (
+    "its forward was replaced by another one (Liger, a patch) that cannot be looked into: attach the neurons first, "
+    "then patch the model"
+)
 
 
 class Found(NamedTuple):
@@ -53,17 +60,29 @@ def probe(module: nn.Module, name: str) -> Found | None:
     takes = _arguments(module)
     if not given or takes is None or "Attention" in type(module).__name__:
         return None
+    _check_whole(module, name, linears)
     for reading in given:
         layers, x = _small_layers(reading, linears)
         y = _own_forward(module, layers, x, takes)
         for activation in ACTIVATIONS if y is not None else ():
             if torch.allclose(y, _expected(reading, layers, x, activation), rtol=1e-6, atol=1e-6):
                 return Found(reading.projections, activation)
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        raise UserError(f"{name}: {REPLACED}")
     raise UserError(
         f"{name}: {type(module).__name__} does more than its linear layers and one of SiLU, GELU, ReLU, ReLU² (another "
         "activation, dropout, a norm, a clamp, a factor): no FFN that this engine knows; dropout must be 0 in the "
         "model's config"
     )
+
+
+def _check_whole(module: nn.Module, name: str, linears: dict[str, nn.Linear]) -> None:
+    """Raises UserError for tensors beside the linear layers, which would be lost."""
+    tensors = [own for own, _ in (*module.named_parameters(), *module.named_buffers())]
+    if others := [own for own in tensors if own.partition(".")[0] not in linears]:
+        raise UserError(
+            f"{name}: {type(module).__name__} has {others[0]} beside its linear layers: no FFN that this engine knows"
+        )
 
 
 def _readings(linears: dict[str, nn.Linear]) -> Iterator[Reading]:
@@ -99,20 +118,35 @@ def _small_layers(reading: Reading, linears: dict[str, nn.Linear]) -> tuple[dict
     for layer in layers.values():
         for p in layer.parameters():
             nn.init.normal_(p, generator=draw)
-    return layers, torch.randn(TOKENS, HIDDEN, dtype=torch.float64, device="cpu", generator=draw) * 10
+    x = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, device="cpu", generator=draw)
+    return layers, x * x.new_tensor(SCALES)[:, None]
 
 
 def _own_forward(module: nn.Module, layers: dict[str, nn.Linear], x: Tensor, takes: int) -> Tensor | None:
-    """The class's own forward on the copy, in training, where dropout shows; None where it cannot run."""
+    """Its own forward on the copy, in training, where dropout shows; None where it cannot run."""
+    forward = _forward_of(module)
+    if forward is None:
+        return None
     others = {name: copy.copy(child).train() for name, child in module.named_children() if name not in layers}
     stub = with_children(module, others | layers)
     stub.training = True
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            y = type(stub).forward(stub, x, *[torch.zeros_like(x)] * (takes - 1))
+            y = forward(stub, x, *[torch.zeros_like(x)] * (takes - 1))
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return None
     return y if isinstance(y, Tensor) and y.shape == x.shape else None
+
+
+def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
+    """As a function of the module: its class's, or the method that was put on it; None for any other function on it.
+
+    Accelerate's hooks for a device map are functions on it too. They only move tensors.
+    """
+    own = vars(module).get("forward")
+    if own is None or hasattr(module, "_hf_hook"):
+        return type(module).forward
+    return own.__func__ if inspect.ismethod(own) and own.__self__ is module else None
 
 
 def _expected(reading: Reading, layers: dict[str, nn.Linear], x: Tensor, activation: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.files import MODE
-from ..models.linears import check_linears
+from ..models.linears import check_linear, check_linears
 from ..models.sites import FFNSite, find_ffns, layer_slices
 from .fused import FusedFFN
 from .linear import BOTH, SliceLinear, refuse_slices, slice_linear
@@ -55,6 +55,8 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
     if twice := [name for name, index in chosen.items() if len(index) > 1]:
         raise UserError(f"{twice[0]}: {BOTH}")
     check_linears(model, chosen)
+    for site in sites:
+        _check_layers(site)
     model.requires_grad_(False)
     fused = fuse(model, recompute)
     params: list[nn.Parameter] = []
@@ -156,6 +158,12 @@ def _first_rank() -> bool:
     return not (
         torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
     )
+
+
+def _check_layers(site: FFNSite) -> None:
+    """Raises UserError for layers that are more than products, trained or not: an attached FFN calls none."""
+    for name in site.layers():
+        check_linear(getattr(site.module, name.rpartition(".")[2]), f"{name}: ")
 
 
 def _check_site(site: FFNSite, neurons: Any) -> None:

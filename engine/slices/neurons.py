@@ -183,7 +183,7 @@ class NeuronSet:
         metadata = {"format": FORMAT, "shape": json.dumps(shape), "provenance": json.dumps(self.provenance)}
         metadata["slicetune"] = __version__
         metadata["fingerprint"] = self.fingerprint
-        tensors = {_name(key): index.contiguous() for key, index in self.slices.items()}
+        tensors = {_name(key): index.clone().contiguous() for key, index in self.slices.items()}
         with whole_file(Path(path)) as unfinished:
             save_file(tensors, unfinished, metadata)
 

@@ -22,6 +22,7 @@ from ....kernels.gated.op import gated_backward, gated_forward
 from ....kernels.plain.op import plain_backward, plain_forward
 from ....kernels.slice_gradient import compact_gradient
 from ...common.errors import UserError
+from ...common.private import unviewed
 from ...data.batching import Batch
 from ...models.sites import FFNSite
 from ...slices.fused import FusedFFN, operands, weights
@@ -127,7 +128,7 @@ class _RoutedFFN(torch.autograd.Function):
         y = F.linear(_activate(ffn, pre, b[0], gain.detach(), rows), w[-1], b[-1])
         ctx.ffn, ctx.x_dtype = ffn, x.dtype
         ctx.save_for_backward(x2, rows, gain, *([] if ffn.recompute else pre))
-        return y.view(*x.shape[:-1], -1)
+        return unviewed(y, (*x.shape[:-1], y.shape[-1]))  # Falcon adds to it in place
 
     @staticmethod
     def backward(ctx, dy):

@@ -204,3 +204,10 @@ def test_thirds_are_those_of_the_paper_and_cover_every_layer_once():
     for layers in range(1, 50):
         lower, middle, upper = thirds(layers)
         assert [*lower, *middle, *upper] == list(range(layers))
+
+
+def test_one_tensor_for_several_projections_is_saved(tmp_path):
+    index = torch.tensor([1, 4])
+    neurons = NeuronSet({(3, "gate", "row"): index, (3, "up", "row"): index}, 5, SHAPE.widths, SHAPE.fan_in)
+    neurons.save(tmp_path / "n.safetensors")
+    assert NeuronSet.load(tmp_path / "n.safetensors").fingerprint == neurons.fingerprint

@@ -173,6 +173,21 @@ def test_gain_one_is_the_model_itself():
     assert (model(ids).logits - routed(ids).logits).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_model_may_add_to_the_output_in_place(kind):
+    """Falcon does, in a block without a residual argument."""
+    make, units = MODELS[kind]
+    model = make()
+    routes = toys.routes(units)
+    attach(model, routes, routes.pairs)
+    x, _, _ = inputs(torch.float32)
+    router_of(model).rows = torch.zeros(x.shape[:2], dtype=torch.int64)
+    y = block_ffn(model, 0)(x.requires_grad_())
+    y += x
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
 def test_the_router_reads_packed_and_padded_batches():
     examples = toys.examples(4, groups=3)
     lengths = [len(e.input_ids) for e in examples]
