@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..common import checkpoint
+from ..common import checkpoint, private
 from ..common.checkpoint import MASTER
 from ..common.errors import UserError
 from ..common.shards import open_shard, tensor_files
@@ -75,7 +75,7 @@ def not_as_trained(base: Path, run: Path, method: Method, places: Iterable[str])
     """
     try:
         tensors = chosen_masters(run)
-    except (OSError, UserError):
+    except UserError:
         return []
     files, found = tensor_files(run / "model"), []
     patches = {
@@ -102,11 +102,15 @@ def compare(base: Path, run: Path, method: Method) -> Likeness:
         return Likeness(why_not=f"its {count * stored.itemsize / 1e9:.0f} GB do not fit in this machine's memory")
     try:
         tensors = chosen_masters(run)
-    except (OSError, UserError):
-        return Likeness(why_not="whose checkpoint is not there any more")
+    except UserError as error:
+        gone = not any((run / "checkpoints").glob("step-*")) and not any(run.glob("sweep/*/checkpoints/step-*"))
+        why = "is not there any more" if gone else f"cannot be read: {error}"
+        return Likeness(why_not=f"whose checkpoint {why}")
     limit = LIMIT if dtype == wide and (stored == wide or not method.low_rank) else ROUNDED
-    want = _logits(_live(base, run, method, tensors, (stored, dtype), place))
-    got = _logits(_as_a_user(exported, method, dtype, place))
+    live = _live(base, run, method, tensors, (stored, dtype), place)
+    want, how = _logits(live), private.attention_of(live)
+    del live
+    got = _logits(_as_a_user(exported, method, dtype, place, how))
     if got.shape != want.shape:
         return Likeness(float("inf"), limit)
     return Likeness(float((got - want).norm() / want.norm()), limit)
@@ -124,12 +128,13 @@ def _live(
     return _told(model)
 
 
-def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: str) -> nn.Module:
+def _as_a_user(exported: Path, method: Method, dtype: torch.dtype, place: str, how: str) -> nn.Module:
+    """`how` is the attention: transformers 5.17 gives Gemma-2 one that leaves out its cap."""
     from transformers import AutoModelForCausalLM
 
     if method.routed:
         return _told(load_routed(exported, ModelConfig(dtype=str(dtype).removeprefix("torch.")), torch.device(place)))
-    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).to(place)
+    return AutoModelForCausalLM.from_pretrained(exported, dtype=dtype, attn_implementation=how).to(place)
 
 
 def _told(model: nn.Module) -> nn.Module:
