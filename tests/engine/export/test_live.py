@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,10 @@ def test_a_base_that_has_moved_is_given_by_hand(tmp_path):
 
 def test_without_the_checkpoint_the_audit_says_that_nothing_was_compared(tmp_path):
     base, run = run_of(tmp_path, Lape(), torch.float32)
-    (run / CHOSEN).unlink()
+    folder = run / json.loads((run / CHOSEN).read_text())["checkpoint"]
+    (folder / "manifest.json").write_text("{}")
+    assert "whose checkpoint cannot be read: " in str(audit(base, run))
+    shutil.rmtree(folder)
     report = audit(base, run)
     assert report.ok
     assert "logits: not compared with the trained model, whose checkpoint is not there any more" in str(report)
