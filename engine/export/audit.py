@@ -103,7 +103,7 @@ class AuditReport:
         if self.ok:
             changed, allowed = self.changed.total(), self.allowed.total()
             kept = self.weights - allowed
-            done = f"{changed:,} of those {allowed:,} weights changed, {kept:,} are as in the base"
+            done = f"{changed:,} of those {allowed:,} weights changed, {kept:,} others are as in the base"
             return ["  outside: none changed", f"PASSED, {self.title}: {done}"]
         bad = len(self.outside) + len(self.missing) + len(self.extra)
         if bad or self.beside:
