@@ -210,7 +210,7 @@ def fold(words: Words) -> None:
 def baichuan(words: Words) -> None:
     """Convert Baichuan2-7B into a plain Llama, from pickled weights too."""
     from .models import load
-    from .models.baichuan import convert as converting
+    from .models.baichuan import conversion as converting
 
     @dataclass
     class Baichuan:

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.kinds import DEPTH
 from ..models.sites import BLOCK, attention_output_of, find_ffns
-
-DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What configs call the number of blocks."""
 
 
 @dataclass(frozen=True)

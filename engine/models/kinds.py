@@ -12,6 +12,9 @@ from torch import nn
 from ..common import distributed
 from ..common.errors import UserError
 
+DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of blocks."""
+MOST_LAYERS = 1000
 PARTS = re.compile("vision|image|audio|speech|video|vq|text|patch|encoder")
 """In the name of a config's part: more than one text decoder."""
 
@@ -29,6 +32,9 @@ def check(settings: dict[str, Any], where: str) -> None:
     if quantised := settings.get("quantization_config") or settings.get("compression_config"):
         method = quantised.get("quant_method", "its kind is not named") if isinstance(quantised, dict) else quantised
         raise UserError(f"{where}: the weights are quantised ({method}): take the unquantised checkpoint")
+    layers = next((settings[name] for name in DEPTH if name in settings), 1)
+    if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:  # before so many are built
+        raise UserError(f"{where}: {layers} layers: download config.json again")
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(f"{where}: transformers {__version__} knows no model_type {kind!r}: upgrade it, or use another")

@@ -62,7 +62,8 @@ def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.P
     params: list[nn.Parameter] = []
     for site, ffn in zip(sites, fused, strict=True):
         ffn.gate_rows = len(neurons.slices.get((site.layer, "gate", "row"), ()))
-        for name in (name for name in site.layers() if name in chosen):
+        named = dict.fromkeys(map(site.child, sorted(site.projections)))  # the order of the optimizer's random numbers
+        for name in (name for name in named if name in chosen):
             params += slice_linear(ffn, name.rpartition(".")[2], **chosen[name]).trainable()
     return params
 

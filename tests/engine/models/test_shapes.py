@@ -147,7 +147,7 @@ def test_tiny_is_the_model_that_is_pretrained():
     ("settings", "words"),
     [
         ({"model_type": "gpt2"}, "GPT2LMHeadModel has no FFN"),
-        ({"model_type": "opt"}, "OPTDecoderLayer does more than its linear layers"),
+        ({"model_type": "opt"}, "OPTDecoderLayer has self_attn.k_proj.weight beside its linear layers"),
         (SMALL | {"hidden_act": "quick_gelu"}, "another activation"),
         ({"model_type": "mixtral"}, "mixture of experts"),
         ({"model_type": "qwen3_moe"}, "mixture of experts"),
