@@ -1,6 +1,6 @@
 """CANEFT on SmolLM2-135M-Instruct, a real pretrained model for a laptop: 1 % of its neurons, the embedded corpus.
 
-python recipes/caneft_smollm2.py
+torchrun --nproc_per_node 1 recipes/caneft_smollm2.py
 """
 
 from slicetune.engine.cli import main
