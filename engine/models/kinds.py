@@ -1,4 +1,4 @@
-"""What kind of model a config.json describes: a dense decoder of whole numbers' weights, or what is refused and why."""
+"""What kind of model a config.json describes: a plain decoder that writes text, or what is refused and why."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..common.errors import UserError
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """What configs call the number of blocks."""
 MOST_LAYERS = 1000
+"""More than any model has: a config.json that asks for them is damaged."""
 PARTS = re.compile("vision|image|audio|speech|video|vq|text|patch|encoder")
 """In the name of a config's part: more than one text decoder."""
 
@@ -22,8 +23,9 @@ PARTS = re.compile("vision|image|audio|speech|video|vq|text|patch|encoder")
 def check(settings: dict[str, Any], where: str) -> None:
     """Raises UserError, one line that says what it is, for a config.json of anything but a plain decoder.
 
-    Refused are quantised weights, model types that the installed transformers does not know, encoder-decoders,
-    encoders, and models with a part that sees or hears.
+    Refused are quantised weights, model types that the installed transformers does not know, encoder-decoders, models
+    with a part that sees or hears, and those that write no text. Mixtures of experts and encoders are found later, by
+    their modules (sites.py).
     """
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from activation_forms import TORCH
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
@@ -15,13 +16,6 @@ from slicetune.kernels.gated.reference import gated_backward_reference, gated_fo
 from slicetune.kernels.tap import tap
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-TORCH = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 SEGMENTS = torch.tensor([[0, 7], [7, 7], [9, 30], [30, 37]], dtype=torch.int32)
 TOKENS, UNITS = 41, 24
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+from activation_forms import TORCH
 
 from slicetune.engine.common.errors import UserError
 from slicetune.kernels.common import torch_blocks
@@ -10,13 +10,6 @@ from slicetune.kernels.plain.op import plain_backward, plain_forward
 from slicetune.kernels.plain.reference import plain_backward_reference, plain_forward_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-TORCH = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 SEGMENTS = torch.tensor([[0, 7], [7, 7], [9, 30], [30, 37]], dtype=torch.int32)
 TOKENS, UNITS = 41, 24
 
