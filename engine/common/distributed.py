@@ -30,6 +30,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world() -> int:
+    """Ranks of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 def device() -> torch.device:
     """This rank's device."""
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")

@@ -6,10 +6,15 @@ kernels/common/dispatch.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import gc
+import logging
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,12 +100,48 @@ def attentions_of(architecture: type) -> dict[str, bool]:
     }
 
 
+def head_plan(model: nn.Module) -> dict[str, str]:
+    """How tensor parallelism cuts what lies outside of the body: the output head."""
+    return type(model)._tp_plan or {}
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """A model that is made in here has no weights (they are on `meta`, nothing is drawn), but its buffers' values."""
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        yield
+
+
 # ---------------------------------------------------------------- DeepSpeed
 
 
-def no_inference_extension(deepspeed: Any) -> None:
-    """Not the C++ extension for inference that DeepSpeed would compile for a minute, if there is a compiler."""
+def deepspeed() -> Any:
+    """The package, set up: quiet, for the device that is here, on the process group that is up.
+
+    Without the C++ extension for inference that it would compile for a minute, if there is a compiler.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*_tensor` is deprecated", FutureWarning)  # torch 2.13, in every collective
+    return deepspeed
+
+
+def freed_memory_goes_back() -> None:
+    """Let the C library give large blocks back to the system when they are freed.
+
+    glibc learns to keep them where they come and go; gathered weights do, and a CPU rank would hold two models of them.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+_M_MMAP_THRESHOLD = -3
 
 
 def zero3_leaf(module: nn.Module) -> None:
@@ -127,6 +168,68 @@ def flat_partitions(optimizer: Any, groups: Sequence[Any]) -> list[tuple[Any, Te
         if hasattr(optimizer, attribute):
             return list(zip(groups, getattr(optimizer, attribute), strict=True))
     raise AssertionError(f"unknown DeepSpeed optimizer {type(optimizer).__name__}")
+
+
+class Partitioner:
+    """Cuts up parameters among the ranks, one at a time, as ZeRO-3 has them; the first rank's values count."""
+
+    def __init__(self) -> None:
+        zero, comm = deepspeed().zero, deepspeed().comm
+        if not comm.is_initialized():
+            comm.init_distributed(dist_init_required=False)
+        if not torch.cuda.is_available():
+            freed_memory_goes_back()
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        with _own_linear():
+            self.init = zero.Init(module=nn.Module(), config_dict_or_path=settings)
+
+    def __call__(self, param: nn.Parameter) -> nn.Parameter:
+        self.init._convert_to_zero_parameters([param])
+        return param
+
+
+@contextlib.contextmanager
+def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
+    """A partitioned model runs in here, forward and backward: ZeRO-3's hooks without its engine.
+
+    `limits` are in weights, by DeepSpeed's names of the arguments. Weights that a frozen layer's backward needs would
+    stay gathered from its forward on: DeepSpeed's own product takes them from the parameter instead.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.utils.timer import NoopTimer
+
+    with _own_linear():
+        torch.nn.functional.linear = zero3_linear_wrap
+        hooks = DeepSpeedZeRoOffload(model, NoopTimer(), {}, overlap_comm=torch.cuda.is_available(), **limits)
+        try:
+            yield
+        finally:
+            hooks.partition_all_parameters()
+            hooks.destroy()
+
+
+@contextlib.contextmanager
+def _own_linear() -> Iterator[None]:
+    """torch's product comes back at the end: DeepSpeed leaves its own in its place for the rest of the process."""
+    before = torch.nn.functional.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = before
+
+
+def is_partitioned(param: Tensor) -> bool:
+    """Whether ZeRO-3 has cut it up among the ranks, gathered or not."""
+    return hasattr(param, "ds_id")
+
+
+def part_of(param: Tensor) -> Tensor:
+    """This rank's part of a partitioned parameter, flat and without what pads it; any other one as it is."""
+    if not is_partitioned(param):
+        return param
+    part = param.ds_tensor.data
+    return part[: max(0, min(len(part), param.ds_numel - dist.get_rank() * len(part)))]
 
 
 def shard_of(param: nn.Parameter) -> tuple[int, torch.device]:

@@ -78,6 +78,12 @@ class Shard:
     def read(self, name: str) -> Tensor:
         return self.handle.get_tensor(name)
 
+    def part(self, name: str, axis: int, number: int, parts: int) -> Tensor:
+        """One of so many equal parts along an axis (0 or 1); the rest is not read."""
+        size = self.entries[name].shape[axis] // parts
+        span = slice(number * size, (number + 1) * size)
+        return self.handle.get_slice(name)[(span,) if axis == 0 else (slice(None), span)]
+
 
 @contextmanager
 def open_shard(path: Path) -> Iterator[Shard]:

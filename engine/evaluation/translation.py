@@ -65,7 +65,7 @@ def translate(
     encoded = zip(pairs, given, strict=True)
     prompted = [prompts.encode(tokenizer, prompt, pair, with_target=False, shots=few)[0] for pair, few in encoded]
     named = [(f"{pair.domain}/test/{pair.index}", ids) for pair, ids in zip(pairs, prompted, strict=True)]
-    tokens.check(tokenizer, named, model.get_input_embeddings().weight.shape[0])
+    tokens.check(tokenizer, named, model.get_input_embeddings().num_embeddings)
     kinds.look_at_lengths(model.config, named, max_new_tokens)
     order = sorted(range(len(pairs)), key=lambda i: (-len(prompted[i]), i))
     mine = order[rank::world]

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..common import distributed, private
 from ..common.errors import UserError
 from ..common.files import read_json
 from ..common.shards import FLOATS, Entry, open_shard, tensor_files
@@ -138,15 +139,35 @@ def check_loaded(folder: Path, model: nn.Module, info: dict) -> None:
         )
     for name, others in names.aliases(empty_model(folder)).items():
         if name not in names.aliases(model):
-            raise UserError(
-                f"{folder}: config.json says that {name} and {others[0]} are one tensor (tie_word_embeddings), but the "
-                f"checkpoint has two that differ: write false there, or take {others[0]} out of the checkpoint"
-            )
+            raise UserError(_untied(folder, name, others[0]))
 
 
-def check_weights(folder: Path, model: nn.Module) -> None:
-    """Raises UserError naming the first weight with a NaN or an infinity in it; one pass over the loaded weights."""
-    sums = {name: p.detach().sum(dtype=torch.float32) for name, p in model.named_parameters()}
+def check_ties(folder: Path, model: nn.Module, files: dict[str, str]) -> None:
+    """Raises the same for a model whose weights are not loaded yet, from the files (key → file) alone."""
+    for name, others in names.aliases(model).items():
+        for other in (other for other in others if other in files and name in files):
+            with open_shard(folder / files[name]) as left, open_shard(folder / files[other]) as right:
+                if not torch.equal(left.read(name), right.read(other)):
+                    raise UserError(_untied(folder, name, other))
+
+
+def _untied(folder: Path, name: str, other: str) -> str:
+    return (
+        f"{folder}: config.json says that {name} and {other} are one tensor (tie_word_embeddings), but the "
+        f"checkpoint has two that differ: write false there, or take {other} out of the checkpoint"
+    )
+
+
+def check_weights(folder: Path, model: nn.Module, shared: bool = False) -> None:
+    """Raises UserError naming the first weight with a NaN or an infinity in it; one pass over the loaded weights.
+
+    Of a model that the ranks share each looks at its own part, and all of them raise.
+    """
+    sums = {name: private.part_of(p).detach().sum(dtype=torch.float32) for name, p in model.named_parameters()}
+    bad = ""
     if sums and not torch.isfinite(torch.stack([s.to("cpu") for s in sums.values()])).all():
-        name = next(name for name, s in sums.items() if not torch.isfinite(s))
-        raise UserError(f"{folder}: {name} holds NaN or infinity: the checkpoint is damaged, download it again")
+        bad = next(name for name, s in sums.items() if not torch.isfinite(s))
+    if shared:
+        bad = next(filter(None, distributed.collect(bad)), "")
+    if bad:
+        raise UserError(f"{folder}: {bad} holds NaN or infinity: the checkpoint is damaged, download it again")

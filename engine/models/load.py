@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,10 @@ from ..data import tiny
 from ..data.tokenizer import spelling, tokens
 from . import attention, baichuan, folders, packing
 from .config import ModelConfig
+from .large import parallel, partition
+
+
+Held = Literal["whole", "partitioned", "parallel"]
 
 
 def resolve(path: str) -> str:
@@ -106,30 +110,32 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+def load_model(
+    path: str,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    held: Held = "whole",
+) -> nn.Module:
     """The frozen base on `device` in `config.dtype` (or `dtype`), in evaluation mode; it never uses a cache.
 
     With a KV cache transformers ignores the position_ids that mark the samples of a packed batch (logits off by 0.5),
     so it is off here; decoding turns it on for itself.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    `held` is what this rank has of it: the whole; a part of each weight, which runs within `partition.gathering`; or
+    the layers' parts of `parallel.load`, which decode. Every rank calls it then.
+    """
     folder = snapshot(path)
     about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
     attention.register()
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        output_loading_info=True,
-        dtype=dtype,
-        attn_implementation=attention.attention_path(config.attention, device, about, dtype),
-        device_map=None if device.type == "cpu" else device,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    folders.check_loaded(folder, model, info)
-    folders.check_weights(folder, model)
+    path_taken = attention.attention_path(config.attention, device, about, dtype)
+    if held == "whole":
+        model = _replica(folder, device, dtype, path_taken)
+    elif held == "partitioned":
+        model = partition.load(folder, dtype, path_taken)
+    else:
+        model = parallel.load(folder, dtype, path_taken, ranks_together(folder))
+    folders.check_weights(folder, model, shared=held != "whole")
     model.config.use_cache = False
     model.eval()
     model.requires_grad_(False)
@@ -137,6 +143,33 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: torc
     if config.activation_checkpointing:
         checkpoint_activations(model)
     return model
+
+
+def _replica(folder: Path, device: torch.device, dtype: torch.dtype, attention: str) -> nn.Module:
+    """The whole model on `device`, its weights straight from the files."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        output_loading_info=True,
+        dtype=dtype,
+        attn_implementation=attention,
+        device_map=None if device.type == "cpu" else device,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    folders.check_loaded(folder, model, info)
+    return model
+
+
+def ranks_together(folder: Path) -> int:
+    """How many ranks decode the model in `folder` together (parallel.together); 1: each one by itself."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return parallel.together(config, distributed.world(), distributed.local_world())
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..common import distributed, private
 from ..data.batching import Example, pack
 from . import attention, kinds
+from .large.partition import gathering
 
 LENGTHS = (5, 7)
 LIMIT = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -42,12 +43,13 @@ def find_out(model: nn.Module) -> None:
     """Note on a loaded model whether it packs: `takes_position_ids` goes by it."""
     if not kinds.takes_positions(model):
         return
-    draw, vocabulary = torch.Generator().manual_seed(0), model.get_input_embeddings().weight.shape[0]
+    draw, vocabulary = torch.Generator().manual_seed(0), model.get_input_embeddings().num_embeddings
     first, other, second = (
         torch.randint(vocabulary, (length,), generator=draw).tolist() for length in (LENGTHS[0], *LENGTHS)
     )
-    alone = _hidden(model, second)
-    behind, behind_other = (_hidden(model, before, second)[-len(second) :] for before in (first, other))
+    with gathering(model):
+        alone = _hidden(model, second)
+        behind, behind_other = (_hidden(model, before, second)[-len(second) :] for before in (first, other))
     same = _apart(behind, alone) <= LIMIT.get(next(model.parameters()).dtype, 0.05)
     model.packs_rows = same and _apart(behind, behind_other) <= LEAK
     if not model.packs_rows:

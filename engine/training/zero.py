@@ -8,9 +8,7 @@ loop; checkpoint.py, what is written.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,6 +19,7 @@ from ..common import private
 from ..common.checkpoint import MASTER
 from ..common.distributed import device, rank, world
 from ..data.batching import Batch
+from ..models.large.partition import same_sums
 from ..scoring.loss import Losses
 from ..slices.groups import activate, optimizer_groups
 from ..slices.optim import SparseColumnAdamW
@@ -59,11 +58,7 @@ class ZeroEngine:
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, stage: int, plan: Plan) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-        import deepspeed
-
-        private.no_inference_extension(deepspeed)
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed = private.deepspeed()
         self.stage = stage
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = SparseColumnAdamW(
@@ -81,7 +76,7 @@ class ZeroEngine:
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
         elif not bf16:
-            same_sums_as_stage_3(model)
+            same_sums(model)
         self.written = leave_to_optimizer(model) if self.stage < 3 else None
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Losses(model),
@@ -206,18 +201,3 @@ class ZeroEngine:
 def _leaves(model: nn.Module) -> list[type[nn.Module]]:
     """Kinds of modules whose forward reads a child's weight without calling the child, and that do not say so."""
     return list({type(m) for m in model.modules() if getattr(m, "lora_magnitude_vector", 0)})
-
-
-def same_sums_as_stage_3(model: nn.Module) -> None:
-    """Put an identity before every module, as stage 3's hooks do, so that every stage gives the same bits in fp32.
-
-    A norm's input is read twice by the norm and once by the residual connection: with the identity the norm's
-    two gradients are added first, without it the three are added in another order. (In bf16 the norm's cast to fp32 is
-    such a node already.)
-    """
-
-    def identity(module: nn.Module, args: tuple) -> tuple:
-        return tuple(a.view_as(a) if isinstance(a, Tensor) and a.requires_grad else a for a in args)
-
-    for module in model.modules():
-        module.register_forward_pre_hook(identity)

@@ -27,7 +27,7 @@ from slicetune.engine.slices.optim import SparseColumnAdamW
 from slicetune.engine.training.compiled import compile_blocks
 from slicetune.engine.training.config import ZeroConfig
 from slicetune.engine.training.updates import Batcher
-from slicetune.engine.training.zero import same_sums_as_stage_3
+from slicetune.engine.models.large.partition import same_sums
 
 LAYERS = 4
 
@@ -97,7 +97,7 @@ def test_with_activation_checkpointing_and_zeros_hooks():
     def make():
         model = sliced("llama")
         checkpoint_activations(model)
-        same_sums_as_stage_3(model)
+        same_sums(model)
         return model
 
     assert_same(make, graphs=3, packed=True)
