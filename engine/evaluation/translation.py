@@ -4,7 +4,8 @@
     lines = gather(part)                   # on every rank, in the order of the pairs
     write_lines(out / "translations/caneft/it.en", [line.text for line in lines])
 
-Every rank decodes with a whole model of its own. Next: bleu.py scores the lines.
+A rank decodes with a whole model of its own, or together with others (models/large): then `rank` and `world` are its
+group's, parallel.shares. Next: bleu.py scores the lines.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..data.tokenizer import tokens, turns
 from ..data.tokenizer.spelling import DETOKENISE
 from ..methods.landermt.routing import router_of
 from ..models import kinds
+from ..models.large.partition import gathering, is_partitioned
 
 
 class Line(NamedTuple):
@@ -57,6 +59,7 @@ def translate(
     called equally often on every rank, so that it may agree on a stop; it may raise. Each translation is one line:
     prefix stripped, line breaks turned into spaces. `shots` are each sentence's examples; where these are lines of text
     (no chat template) the answer is the line that the model writes, since a base model goes on with the next example.
+    A partitioned model writes for all ranks at a time, so `world` is then all of them, and each runs as many batches.
     Raises UserError for a prompt with a token that the model has not.
     """
     assert 0 <= rank < world
@@ -76,14 +79,17 @@ def translate(
     ends = end_tokens(model, tokenizer, prompt, pairs[0])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     stop = stop_text(tokenizer, any(given))
-    with _greedy(model, ends, pad, max_new_tokens):
+    in_step = is_partitioned(model)
+    more = {"synced_gpus": in_step} | ({"stop_strings": [stop], "tokenizer": tokenizer} if stop else {})
+    with gathering(model), _greedy(model, ends, pad, max_new_tokens):
         for number in range(batches):
             chosen = mine[number * batch_size : (number + 1) * batch_size]
-            if chosen:
+            if chosen or in_step:
+                run = chosen or order[-1:]  # a rank without a sentence takes part in the others' gathering
                 if router is not None:
-                    router.set(["-".join(pairs[i].languages) for i in chosen])
-                more = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
-                for i, ids in zip(chosen, _decode(model, [prompted[i] for i in chosen], pad, more), strict=True):
+                    router.set(["-".join(pairs[i].languages) for i in run])
+                made = _decode(model, [prompted[i] for i in run], pad, more)
+                for i, ids in zip(chosen, made, strict=False):
                     result[i] = _line(tokenizer, ids, ends, stop, max_new_tokens, pairs[i].languages[1])
             if after_batch is not None:
                 after_batch(number + 1, batches)

@@ -49,11 +49,15 @@ def save(folder: Path, method: Method, base: str, fingerprint: str, tensors: dic
 
 
 def load(
-    folder: str | Path, base: str | None = None, config: ModelConfig | None = None, device: torch.device | None = None
+    folder: str | Path,
+    base: str | None = None,
+    config: ModelConfig | None = None,
+    device: torch.device | None = None,
+    held: models.Held = "whole",
 ) -> nn.Module:
     """The base with what was trained attached, frozen, in evaluation mode, in the base's dtype.
 
-    `base` is where the base model lies now, where that is not where it lay in training. Raises UserError for a folder
+    `base` is where the base model lies now, where that is not where it lay in training; `held` is load_model's. Raises UserError for a folder
     that `save` did not write and for another base.
     """
     folder = Path(folder)
@@ -65,7 +69,7 @@ def load(
     if models.fingerprint(models.snapshot(base)) != about["fingerprint"]:
         raise UserError(f"{folder}: was not trained on {base}: name the base model that it was trained on")
     config = config or ModelConfig()
-    model = models.load_model(base, config, device or torch.device("cpu"))
+    model = models.load_model(base, config, device or torch.device("cpu"), held=held)
     method.prepare(model, None)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if trained != tensors.keys():

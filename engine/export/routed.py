@@ -19,7 +19,7 @@ from ..common.errors import UserError
 from ..methods.landermt.routes import ROUTES, Routes
 from ..methods.landermt.routing import route
 from ..models.config import ModelConfig
-from ..models.load import load_model
+from ..models.load import Held, load_model
 from ..models.sites import checkpoint_sites
 from ..slices.patches import Patch
 from .model import export_model
@@ -58,14 +58,16 @@ def _scaled(gain: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda weight: weight * gain  # in float32 at least
 
 
-def load_routed(folder: str | Path, config: ModelConfig | None = None, device: torch.device | None = None) -> nn.Module:
+def load_routed(
+    folder: str | Path, config: ModelConfig | None = None, device: torch.device | None = None, held: Held = "whole"
+) -> nn.Module:
     """The model of a run's `model/` folder, routed: tell `router_of(model)` the pairs of a batch, then call it.
 
-    Raises UserError for a folder without routes, or with those of another model.
+    `held` is load_model's. Raises UserError for a folder without routes, or with those of another model.
     """
     if not (Path(folder) / ROUTES).is_file():
         raise UserError(f"{folder}: no {ROUTES} in it: name the model/ folder of a LANDeRMT run")
     routes = Routes.load(Path(folder) / ROUTES)
-    model = load_model(str(folder), config or ModelConfig(), device or torch.device("cpu"))
+    model = load_model(str(folder), config or ModelConfig(), device or torch.device("cpu"), held=held)
     route(model, routes)
     return model

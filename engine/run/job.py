@@ -22,6 +22,7 @@ from ..models import attention, baichuan, kinds, load
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
+from .forecast.partition import partition
 
 
 class Inputs:
@@ -37,7 +38,7 @@ class Inputs:
         self.device = distributed.device()
 
     def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`, on this rank's device."""
+        """The frozen base, or the model in `folder`, whole on this rank's device."""
         return load.load_model(str(folder or self.base), self.config.model, self.device)
 
 
@@ -53,7 +54,28 @@ class Job(Inputs):
         self.lost: dict[str, spelling.Lost] = distributed.share_object(distributed.first(lost))
         for name, targets in self.lost.items():
             distributed.print0(targets.line(name))
+        memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+        self.partitioned, why = partition(config, self.shape, distributed.world(), memory)
         distributed.print0(self._capabilities())
+        if why:
+            distributed.print0(why)
+
+    @property
+    def stage(self) -> int:
+        """ZeRO's in training."""
+        return 3 if self.partitioned else self.config.zero.stage
+
+    def model(self, folder: Path | None = None) -> nn.Module:
+        """The frozen base, or the model in `folder`: whole, or this rank's part."""
+        held = "partitioned" if self.partitioned else "whole"
+        return load.load_model(str(folder or self.base), self.config.model, self.device, held=held)
+
+    def decoder(self, folder: Path) -> nn.Module:
+        """The model in `folder` to decode: whole, or by the way in which several ranks hold it."""
+        parallel = self.partitioned and load.ranks_together(folder) > 1
+        if not parallel:
+            return self.model(folder)
+        return load.load_model(str(folder), self.config.model, self.device, held="parallel")
 
     def _capabilities(self) -> str:
         model, device = self.config.model, self.device
@@ -62,7 +84,7 @@ class Job(Inputs):
         return (
             f"{distributed.world()} rank(s) on {device.type}, torch {torch.__version__}, "
             f"{str(dtype).removeprefix('torch.')}, attention {path.removeprefix('slicetune_')}, loss in "
-            f"{loss_path(device)}, ZeRO stage {self.config.zero.stage}; {self.shape.name}: {self.shape.neurons:,} "
+            f"{loss_path(device)}, ZeRO stage {self.stage}; {self.shape.name}: {self.shape.neurons:,} "
             f"neurons, {self.shape.parameters:,} parameters"
         )
 

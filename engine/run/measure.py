@@ -22,6 +22,7 @@ from ..export import attached
 from ..export.routed import load_routed
 from ..methods.few_shot import fit
 from ..models import load
+from ..models.large.parallel import shares
 from .config import RunConfig
 from .job import Job
 from .stages import Stages
@@ -32,12 +33,12 @@ Shots = Mapping[str, list[list[Pair]]]
 
 def load_trained(job: Job, folder: Path) -> nn.Module:
     """The model that the method gives, ready to decode; `folder` is where it lies."""
-    method = job.config.method
+    method, held = job.config.method, "partitioned" if job.partitioned else "whole"
     if method.routed:
-        return load_routed(folder, job.config.model, job.device)
+        return load_routed(folder, job.config.model, job.device, held)
     if method.trains and not method.merges:
-        return attached.load(folder, str(job.base), job.config.model, job.device)
-    return job.model(folder)
+        return attached.load(folder, str(job.base), job.config.model, job.device, held)
+    return job.decoder(folder)
 
 
 def translate(
@@ -72,7 +73,7 @@ def _decode(
 ) -> list[Line | None]:
     """This rank's share of the translations of `pairs`, with a bar for all ranks'."""
     evaluate, prompt = job.config.evaluate, prompts.resolve(job.config.data, job.config.seed)
-    rank, world, size = distributed.rank(), distributed.world(), evaluate.batch_size
+    (rank, world), size = shares(model), evaluate.batch_size
     with Bar(what, len(pairs), "sentence") as bar:
 
         def after_batch(done: int, batches: int) -> None:

@@ -163,7 +163,8 @@ class Run:
         decoding = of_stage(c.evaluate, "decode") | of_stage(c.data, "decode")
         decoding |= {"test": {s.domain: s.fingerprint for s in job.report.splits if s.name == "test"}}
         if "base" in job.systems:
-            work = lambda: measure.translate(job, "base", job.model, job.base, self.stages.settings)  # noqa: E731
+            load_it = lambda: job.decoder(job.base)  # noqa: E731
+            work = lambda: measure.translate(job, "base", load_it, job.base, self.stages.settings)  # noqa: E731
             self.stages.do("translate base", {"decode": decoding}, folder / "base", work)
         if not method.is_base:
             own = {} if method.trains else job.method_settings()  # a trained method's are there already

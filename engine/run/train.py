@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..common import checkpoint, distributed
+from ..common import checkpoint, distributed, private
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.settings import kept
@@ -46,7 +46,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     chosen = method.load_chosen(job.out)
     identity = {"neurons": chosen.fingerprint if chosen else "", "settings": settings}
     compiled = c.model.compile == "blocks"
-    beside = Setup(job.pad_id, c.zero.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch)
+    beside = Setup(job.pad_id, job.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch)
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
         model = job.model()
@@ -65,7 +65,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
 
 def _count(method: Method, shape: ModelShape, model: nn.Module) -> dict[str, int]:
     """Parameters that training will change, and those that the base does not have; printed."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(private.whole_size(p) for p in model.parameters() if p.requires_grad)
     added = method.bounds(shape).added
     share = f"{trained / shape.parameters:.2%} of the model's {shape.parameters:,}"
     distributed.print0(f"{method.title}: {trained:,} trainable parameters ({share}), {added:,} added")
