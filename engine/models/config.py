@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..common.settings import matters
+
 
 @dataclass
 class ModelConfig:
@@ -25,3 +27,7 @@ class ModelConfig:
     compile: Literal["off", "blocks"] = "off"
     """`blocks`: torch.compile each decoder block for training, at ZeRO stages 1 and 2; the first updates wait for the
     compiler. Scoring, dev loss and decoding run uncompiled."""
+    partition: Literal["auto", "off", "on"] = matters("", "auto")
+    """`on`: each rank holds its share of the weights while it loads, scores and trains (ZeRO stage 3, whatever
+    --zero.stage says) and decodes by tensor parallelism; `off`: each holds the whole model. `auto`: on where a GPU does
+    not hold what the dry run counts for the whole model. Results do not depend on it."""

@@ -72,6 +72,8 @@ class ModelShape:
     """transformers has more than its own attention for it (BLOOM has not)."""
     takes_positions: bool = True
     """Its forward takes position_ids, so sentences can be packed in one row."""
+    tensor_parallel: bool = True
+    """transformers has a plan for it to cut its layers over several GPUs (BLOOM has none)."""
 
     @property
     def packed(self) -> bool:
@@ -132,7 +134,9 @@ def _llama(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: in
 KNOWN: dict[str, dict[str, Any]] = {
     "Llama-2-7B": _llama(32, 4096, 11008, 32, 32, 32_000),
     "Llama-3.1-8B": _llama(32, 4096, 14336, 32, 8, 128_256),
+    "Llama-3.3-70B": _llama(80, 8192, 28672, 64, 8, 128_256),
     "Qwen2.5-7B": _llama(28, 3584, 18944, 28, 4, 152_064) | {"model_type": "qwen2"},
+    "Qwen2.5-72B": _llama(80, 8192, 29568, 64, 8, 152_064) | {"model_type": "qwen2"},
     "Gemma-2-9B": _llama(42, 3584, 14336, 16, 8, 256_000) | {"model_type": "gemma2", "head_dim": 256},
     "BLOOM-7b1": {"model_type": "bloom", "hidden_size": 4096, "n_layer": 30, "n_head": 32, "vocab_size": 250_880},
     "Baichuan2-7B": _llama(32, 4096, 11008, 32, 32, 125_696),
@@ -246,6 +250,7 @@ def of_model(model: nn.Module, name: str = "") -> ModelShape:
         softcap=getattr(config, "attn_logit_softcapping", None) is not None,
         backends=any(supports.values()),
         takes_positions=kinds.takes_positions(model),
+        tensor_parallel=bool(getattr(config, "base_model_tp_plan", None)),
     )
 
 

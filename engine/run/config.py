@@ -67,6 +67,11 @@ class RunConfig:
             raise UserError(
                 "--model.compile blocks: ZeRO stage 3 gathers weights within blocks: use --zero.stage 1 or 2"
             )
+        if self.model.compile == "blocks" and self.model.partition == "on":
+            raise UserError(
+                "--model.compile blocks: a partitioned model's weights are gathered within blocks: use "
+                "--model.partition off"
+            )
         if self.model.compile == "blocks" and not self.method.compiles:
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not self.method.adapts:

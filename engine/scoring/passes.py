@@ -156,9 +156,12 @@ FREE_SHARE = 0.4
 """`--score.counts auto` keeps the counts on the device where they take at most this share of its free memory."""
 
 
-def counts_bytes(groups: int, shape: ModelShape) -> int:
-    """Of the int32 histogram counts: 4 bytes × bins × groups × neurons."""
-    return 4 * BINS * groups * shape.neurons
+def counts_bytes(groups: int, shape: ModelShape, ranks: int = 1) -> int:
+    """Of the int32 histogram counts of one rank: 4 bytes × bins × groups × neurons.
+
+    Each layer's have one owner, layer l rank l % ranks: this is the rank that owns most.
+    """
+    return 4 * BINS * groups * math.ceil(shape.layers / ranks) * shape.neurons_per_layer
 
 
 def counts_device(config: ScoreConfig, shape: ModelShape, groups: int, device: torch.device) -> torch.device:

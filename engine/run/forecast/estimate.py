@@ -3,7 +3,7 @@
     python recipes/caneft_llama31.py --dry-run
 
 No weight is read, no network used, nothing written. Every figure is printed with the product that it comes from, and
-what is assumed rather than known is said. Memory is in memory_report.py, its arithmetic in memory.py.
+what is assumed rather than known is said. Memory is in memory_report.py and fit.py, its arithmetic in memory.py.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from ...common.errors import UserError
 from ...common.settings import as_dict
 from ...data.config import DataConfig
 from ...data.corpus import directions, load_domain
-from ...data.prompts import resolve
 from ...methods.counts import Trainable
 from ...models.shapes import ModelShape
 from ...slices.neurons import NeuronSet
 from ...training.plan import Plan
 from ..config import RunConfig
-from . import memory, memory_report
+from . import fit, memory, memory_report
+from .partition import decided, partition
 
-CHARACTERS_PER_TOKEN = 3.5
-"""Assumed: a tokenizer is not loaded."""
-TEMPLATE_TOKENS = 20
-"""Assumed: markers that a chat template puts around three turns."""
 CHARACTERS_PER_SENTENCE = 100
 """Assumed of each side where no corpus is at hand to measure."""
 
@@ -70,7 +66,7 @@ def corpus_of(config: RunConfig) -> Corpus:
     data = config.data
     if data.dir == "tiny" or not Path(data.dir).expanduser().is_dir():
         note = "tiny is made by the run" if data.dir == "tiny" else f"{data.dir} is no local folder, so not read"
-        tokens = _tokens(config, 2 * CHARACTERS_PER_SENTENCE)
+        tokens = memory.sample_tokens(config, 2 * CHARACTERS_PER_SENTENCE)
         names = [f"{pair}/{domain}" for pair in data.pairs for domain in data.seen] or data.seen
         scored, trained = (dict.fromkeys(names, n) for n in (data.score_sentences, config.train_sentences))
         trained = _of_trained(data, trained)
@@ -86,20 +82,15 @@ def corpus_of(config: RunConfig) -> Corpus:
     trained = _of_trained(data, {name: min(number, config.train_sentences) for name, number in scored.items()})
     scored = {domain: min(number, data.score_sentences) for domain, number in scored.items()}
     mean = characters / max(1, sum(scored.values()))
-    return Corpus(scored, trained, _tokens(config, mean), f"{data.dir} has {mean:.0f} characters a pair")
-
-
-def _tokens(config: RunConfig, characters: float) -> float:
-    """Tokens of a sample: both sides, the prompt's text and the template's markers; at most the limit."""
-    prompt = resolve(config.data)
-    text = len(prompt.system) + len(prompt.user) + len(prompt.target)
-    return min(config.data.max_length, (characters + text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS)
+    return Corpus(scored, trained, memory.sample_tokens(config, mean), f"{data.dir} has {mean:.0f} characters a pair")
 
 
 def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None = None) -> str:
     """The whole dry run as text; `gpu_memory` is one GPU's in bytes, None where there is none to ask."""
     corpus, neurons = corpus_of(config), chosen(config, shape)
     plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
+    on, why = partition(config, shape, world, gpu_memory)
+    given, config = config, decided(config, on)
     load = config, shape, world, neurons, plan.micro_batch
     gpu = (
         f"{gpu_memory / 1e9:.1f} GB each"
@@ -107,13 +98,14 @@ def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: i
         else "no GPU here to ask: --gpu-memory says what fits"
     )
     sections = (
-        [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files"],
-        _settings(config, _resolved(config, shape, plan)),
+        [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files", why],
+        _settings(given, _resolved(config, shape, plan)),
         _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
-        memory_report.scoring(config, shape, gpu_memory) if method.scores else [],
+        memory_report.scoring(config, shape, world, gpu_memory) if method.scores else [],
         memory_report.training(*load, gpu_memory) if method.trains else [],
+        memory_report.decoding(config, shape, world, gpu_memory),
         _steps(config, corpus, plan, world) if method.trains else [],
-        memory_report.fit(*load, gpu_memory) if method.trains and gpu_memory else [],
+        fit.table(fit.Load(*load, gpu_memory)) if gpu_memory else [],
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -123,7 +115,7 @@ def _resolved(config: RunConfig, shape: ModelShape, plan: Plan) -> dict[str, obj
     path = memory.attention_path(config, shape)
     if path == "eager" and shape.softcap:
         path += ", as neither varlen nor sdpa caps logits: slicetune[flash] saves the matrix of scores"
-    resolved: dict[str, object] = {"model.attention": path}
+    resolved: dict[str, object] = {"model.attention": path, "model.partition": config.model.partition}
     if config.model.dtype == "auto":
         resolved["model.dtype"] = "bfloat16 on a GPU"
     derived = {
@@ -199,7 +191,8 @@ def _steps(config: RunConfig, corpus: Corpus, plan: Plan, world: int) -> list[st
     share = f"{world} rank(s) × {plan.accumulation} forward(s) × up to {plan.micro_batch}"
     return [
         "Sentences, tokens and optimizer steps",
-        f"  a sample  about {corpus.tokens:.0f} tokens ({corpus.source}; {CHARACTERS_PER_TOKEN} a token assumed)",
+        f"  a sample  about {corpus.tokens:.0f} tokens ({corpus.source}; "
+        f"{memory.CHARACTERS_PER_TOKEN} a token assumed)",
         *([row("scored  ", corpus.scored)] if config.method.scores else []),
         row("an epoch", corpus.trained),
         f"  a step    {config.train.global_batch_size} sentences = {share}",

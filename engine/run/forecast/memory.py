@@ -1,7 +1,8 @@
 """Memory of one GPU, part by part, by arithmetic: what scoring and training hold. GB is 10⁹ bytes.
 
-Not counted: the CUDA context, the allocator's fragments. What a block saves was compared with
-autograd's saved tensors (tests/engine/run/test_estimate.py). Next: memory_report.py prints it.
+Here --model.partition is `on` or `off`: partition.py has decided what `auto` is. Not counted: the CUDA context, the
+allocator's fragments. What a block saves was compared with autograd's saved tensors
+(tests/engine/run/test_estimate.py). Next: decoding.py, then memory_report.py, which prints it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from ....kernels.histogram import BINS
 from ...data.languages import languages_of
+from ...data.prompts import resolve
 from ...models.attention import likely_path
 from ...models.shapes import ModelShape
 from ...scoring import passes
@@ -21,6 +23,11 @@ from ..config import RunConfig
 
 PREDICTING = 0.5
 """Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Assumed: a tokenizer is not loaded."""
+TEMPLATE_TOKENS = 20
+"""Assumed: markers that a chat template puts around three turns."""
 
 BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size: stages 2 and 3 keep a buffer of so many gradients and reduce them when it is full."""
@@ -44,6 +51,18 @@ def device_total(parts: list[Part]) -> int:
 def value_bytes(config: RunConfig) -> int:
     """Bytes of a weight or activation on a GPU, where `auto` is bfloat16."""
     return 4 if config.model.dtype == "float32" else 2
+
+
+def partitioned(config: RunConfig) -> bool:
+    """Whether each rank holds its share of the weights alone."""
+    return config.model.partition == "on"
+
+
+def sample_tokens(config: RunConfig, characters: float) -> float:
+    """Tokens of a sample: both sides, the prompt's text and the template's markers; at most the limit."""
+    prompt = resolve(config.data)
+    text = len(prompt.system) + len(prompt.user) + len(prompt.target)
+    return min(config.data.max_length, (characters + text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS)
 
 
 def attention_path(config: RunConfig, shape: ModelShape) -> str:
@@ -115,33 +134,49 @@ def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
     return tokens if shape.takes_positions else config.data.max_length
 
 
-def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None = None) -> list[Part]:
-    """Memory of one rank while scoring: a whole frozen replica, whatever the ZeRO stage."""
-    width, groups, tokens = value_bytes(config), len(config.data.groups), scoring_tokens(config)
-    units, kind = shape.layers * shape.intermediate, "directions" if config.data.pairs else "domains"
-    if config.method.routes:
-        return [
-            Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
-            detection(config, shape),
-            activations(config, shape, tokens, config.data.max_length),
-            *_transient(config, shape, tokens),
-        ]
+def scoring(config: RunConfig, shape: ModelShape, world: int = 1, gpu_memory: int | None = None) -> list[Part]:
+    """Memory of one of `world` ranks while scoring: its frozen model, whole or partitioned, and what is summed."""
+    tokens = scoring_tokens(config)
     return [
-        Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width),
-        Part(
-            "histogram counts",
-            f"{groups} {kind} × {shape.neurons:,} neurons × {BINS} bins × 4 B",
-            counts_bytes(config, shape),
-            host=counts_on_host(config, shape, gpu_memory),
-        ),
-        Part(
-            "sums",
-            f"{groups} {kind} × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)",
-            groups * (shape.neurons * 8 + units * 16),
-        ),
+        *_frozen(config, shape, world),
+        *([detection(config, shape)] if config.method.routes else _statistics(config, shape, world, gpu_memory)),
         activations(config, shape, tokens, config.data.max_length),
         *_transient(config, shape, tokens),
     ]
+
+
+def _frozen(config: RunConfig, shape: ModelShape, world: int) -> Iterator[Part]:
+    width = value_bytes(config)
+    if not partitioned(config):
+        yield Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width)
+        return
+    yield Part("weights", f"{shape.parameters:,} × {width} B{_over(world)}", shape.parameters * width // world)
+    yield _gathered(config, shape)
+
+
+def _gathered(config: RunConfig, shape: ModelShape) -> Part:
+    """Whole weights for a moment: of a block, of the next one that is fetched ahead, of the embeddings or the head."""
+    width, blocks, head = value_bytes(config), min(2, shape.layers), shape.vocab * shape.hidden
+    formula = f"({blocks} × {shape.block_parameters:,} (a block, and one ahead) + {head:,} (output head)) × {width} B"
+    return Part("gathered weights", formula, (blocks * shape.block_parameters + head) * width)
+
+
+def _statistics(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> Iterator[Part]:
+    groups, kind = len(config.data.groups), "directions" if config.data.pairs else "domains"
+    units, own = shape.layers * shape.intermediate, math.ceil(shape.layers / world)
+    owned = f" of {own} of {shape.layers} layers" if world > 1 else ""
+    yield Part(
+        "histogram counts",
+        f"{groups} {kind} × {own * shape.neurons_per_layer:,} neurons{owned} × {BINS} bins × 4 B",
+        counts_bytes(config, shape, world),
+        host=counts_on_host(config, shape, world, gpu_memory),
+    )
+    if world > 1:
+        samples = math.ceil(scoring_tokens(config) / sample_tokens(config, 0))
+        formula = f"2 × {samples} samples at most × {shape.neurons:,} neurons × 1 B (to their owners, and from others)"
+        yield Part("bins of a batch", formula, 2 * samples * shape.neurons)
+    formula = f"{groups} {kind} × ({shape.neurons:,} neurons × 8 B + {units:,} units × 16 B)"
+    yield Part("sums", formula, groups * (shape.neurons * 8 + units * 16))
 
 
 def detection(config: RunConfig, shape: ModelShape) -> Part:
@@ -161,7 +196,7 @@ def training(
     `beside` are those kept beside the model: slices, adapters, new blocks (None: all of them; 0 where all are its own).
     """
     beside = parameters if beside is None else beside
-    width, stage, p = value_bytes(config), config.zero.stage, f"{parameters:,}"
+    width, stage, p = value_bytes(config), zero_stage(config), f"{parameters:,}"
     weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
     parts = [
         Part(
@@ -176,9 +211,18 @@ def training(
         *_transient(config, shape, tokens),
     ]
     if stage == 3:
-        live = shape.block_parameters + shape.vocab * shape.hidden
-        parts.insert(1, Part("gathered weights", f"{live:,} (a block and the output head) × {width} B", live * width))
+        parts.insert(1, _gathered(config, shape))
     return parts
+
+
+def zero_stage(config: RunConfig) -> int:
+    """The ZeRO stage that is trained with: a partitioned model is stage 3's."""
+    return 3 if partitioned(config) else config.zero.stage
+
+
+def loading(config: RunConfig, shape: ModelShape) -> int:
+    """Bytes of the whole model on a GPU, which stage 3 without --model.partition loads before it cuts it up."""
+    return 0 if partitioned(config) else shape.parameters * value_bytes(config)
 
 
 def _unreduced(parameters: int, width: int, stage: int) -> Part:
@@ -194,29 +238,30 @@ def _over(ranks: int) -> str:
     return f" / {ranks} ranks" if ranks > 1 else ""
 
 
-def counts_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """int32 histogram counts of all seen domains (of all directions where there are several)."""
-    return passes.counts_bytes(len(config.data.groups), shape)
+def counts_bytes(config: RunConfig, shape: ModelShape, world: int = 1) -> int:
+    """int32 histogram counts of all seen domains (of all directions where there are several) that a rank owns."""
+    return passes.counts_bytes(len(config.data.groups), shape, world)
 
 
-def counts_threshold(config: RunConfig, shape: ModelShape) -> float:
+def counts_threshold(config: RunConfig, shape: ModelShape, world: int = 1) -> float:
     """GPU memory from which `--score.counts auto` keeps the counts on the device."""
-    return shape.parameters * value_bytes(config) + counts_bytes(config, shape) / passes.FREE_SHARE
+    weights = sum(part.bytes for part in _frozen(config, shape, world) if part.name == "weights")
+    return weights + counts_bytes(config, shape, world) / passes.FREE_SHARE
 
 
-def counts_on_host(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> bool:
+def counts_on_host(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> bool:
     """Where the counts live; without a known GPU `auto` is taken to be the device, the larger figure."""
     if config.score.counts != "auto":
         return config.score.counts == "host"
-    return gpu_memory is not None and gpu_memory < counts_threshold(config, shape)
+    return gpu_memory is not None and gpu_memory < counts_threshold(config, shape, world)
 
 
-def scoring_tokens_that_fit(config: RunConfig, shape: ModelShape, gpu_memory: float) -> int:
+def scoring_tokens_that_fit(config: RunConfig, shape: ModelShape, world: int, gpu_memory: float) -> int:
     """Largest multiple of 64 tokens a batch whose scoring fits in `gpu_memory`; 0 if there is none."""
     tokens = scoring_tokens(config) // 64 * 64
     while tokens > 0:
         smaller = dataclasses.replace(config, score=dataclasses.replace(config.score, tokens_per_batch=tokens))
-        if device_total(scoring(smaller, shape, int(gpu_memory))) <= gpu_memory:
+        if device_total(scoring(smaller, shape, world, int(gpu_memory))) <= gpu_memory:
             return tokens if tokens >= config.data.max_length else 0
         tokens -= 64
     return 0

@@ -1,42 +1,43 @@
-"""The dry run's tables of memory: what a GPU holds while scoring and training, and what fits.
+"""The dry run's tables of memory: what a GPU holds while scoring, training and decoding.
 
-`gpu_memory` is one GPU's in bytes, None where it is not known. The arithmetic is in memory.py. Next: estimate.py.
+`gpu_memory` is one GPU's in bytes, None where it is not known. The arithmetic is in memory.py and decoding.py. Next:
+fit.py, what fits.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from ...methods.counts import Trainable
 from ...models.shapes import ModelShape
 from ..config import RunConfig
 from . import memory
+from .decoding import decoding as decoding_parts
+from .decoding import tensor_ranks
 
-CHECKPOINTING = "--model.activation-checkpointing"
+CHECKPOINTING, PARTITION = "--model.activation-checkpointing", "--model.partition on"
 USABLE = 0.95
 """Share of a GPU's memory that a run can count on."""
 
 
-def scoring(config: RunConfig, shape: ModelShape, gpu_memory: int | None) -> list[str]:
+def scoring(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> list[str]:
     """What a GPU holds while scoring, where the counts live, and the remedy where it is too much."""
-    parts = memory.scoring(config, shape, gpu_memory)
-    threshold = memory.counts_threshold(config, shape) / 1e9
+    parts = memory.scoring(config, shape, world, gpu_memory)
+    threshold = memory.counts_threshold(config, shape, world) / 1e9
     why = f"auto keeps them on a GPU of {threshold:.1f} GB or more, else on the host"
     if config.score.counts != "auto":
         why = f"--score.counts {config.score.counts}"
     elif gpu_memory is None:
         why += "; device assumed here"
-    where = "host" if memory.counts_on_host(config, shape, gpu_memory) else "device"
+    where = "host" if memory.counts_on_host(config, shape, world, gpu_memory) else "device"
     lines = [
-        "Memory of one GPU while scoring",
-        *_table(config, shape, parts, memory.scoring_tokens(config), config.data.max_length),
+        f"Memory of one GPU while scoring{_partitioned(config)}",
+        *_table(parts, _other_activations(config, shape, memory.scoring_tokens(config), config.data.max_length)),
         *([] if config.method.routes else [f"  histogram counts: {where} ({why})"]),
     ]
-    if _too_large(parts, gpu_memory):
-        fits = memory.scoring_tokens_that_fit(config, shape, USABLE * gpu_memory)
-        other = "--score.counts host, or a larger GPU" if config.model.activation_checkpointing else CHECKPOINTING
-        remedy = f"--score.tokens-per-batch {fits}, or {other}" if fits else other
-        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}")
+    if too_large(parts, gpu_memory):
+        fits = memory.scoring_tokens_that_fit(config, shape, world, USABLE * gpu_memory)
+        remedies = [f"--score.tokens-per-batch {fits}"] if fits else []
+        remedies += _not_yet(config, world) or ["--score.counts host", "a larger GPU"]
+        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines
 
 
@@ -45,56 +46,70 @@ def training(
 ) -> list[str]:
     """What a GPU holds while training `counts` on `world` ranks, `micro` sentences a forward; the remedy as above."""
     kind = "exact" if counts.exact is not None else "the expectation"
-    tokens, parts = micro * config.data.max_length, _training_parts(config, shape, world, counts, micro)
+    tokens, parts = micro * config.data.max_length, training_parts(config, shape, world, counts, micro)
+    stage, sequence = memory.zero_stage(config), memory.training_sequence(config, shape, tokens)
     lines = [
-        f"Memory of one GPU while training {counts.likely:,} parameters ({kind}), ZeRO stage {config.zero.stage}",
-        *_table(config, shape, parts, tokens, memory.training_sequence(config, shape, tokens)),
+        f"Memory of one GPU while training {counts.likely:,} parameters ({kind}), ZeRO stage {stage}"
+        f"{_partitioned(config)}",
+        *_table(parts, _other_activations(config, shape, tokens, sequence)),
         f"  longest case: {micro} sentence(s) a forward of {config.data.max_length} tokens",
     ]
-    if _too_large(parts, gpu_memory):
-        remedy = "--zero.stage 3" if config.model.activation_checkpointing else CHECKPOINTING
-        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {remedy}, or a smaller --data.max-length")
+    if stage == 3 and not memory.partitioned(config):
+        whole = memory.loading(config, shape) / 1e9
+        lines.append(f"  before it is cut up each GPU loads the whole model, {whole:.1f} GB: {PARTITION} does not")
+    if too_large(parts, gpu_memory):
+        remedies = [*_not_yet(config, world), "a smaller --data.max-length"]
+        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines
 
 
-def _training_parts(
+def decoding(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> list[str]:
+    """What a GPU holds while decoding, and the remedy as above."""
+    parts, ranks = decoding_parts(config, shape, world), tensor_ranks(shape, world)
+    lines = [f"Memory of one GPU while decoding{_partitioned(config)}", *_table(parts)]
+    if memory.partitioned(config) and ranks < world:
+        why = f"groups of {ranks} rank(s) share a model" if ranks > 1 else "each rank holds the whole model"
+        plan = "its heads can be cut no further" if shape.tensor_parallel else "transformers has no plan to cut it"
+        lines.append(f"  {why}: {plan}")
+    if too_large(parts, gpu_memory):
+        fewer = f"a smaller --evaluate.batch-size than {config.evaluate.batch_size}"
+        more = [PARTITION] if not memory.partitioned(config) and ranks > 1 else []
+        remedies = [fewer, *more] if parts[0].bytes < USABLE * gpu_memory else more or ["a larger GPU"]
+        lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
+    return lines
+
+
+def training_parts(
     config: RunConfig, shape: ModelShape, world: int, counts: Trainable, micro: int
 ) -> list[memory.Part]:
+    """What one GPU holds while `counts` are trained, `micro` of the longest sentences in a forward."""
     beside, tokens = config.method.beside(counts), micro * config.data.max_length
     return memory.training(config, shape, world, counts.likely, tokens, beside)
 
 
-def fit(config: RunConfig, shape: ModelShape, world: int, counts: Trainable, micro: int, gpu_memory: int) -> list[str]:
-    """What fits: scoring, and training at every ZeRO stage without and with activation checkpointing."""
-
-    def cell(parts: list[memory.Part]) -> str:
-        return (
-            f"{memory.device_total(parts) / 1e9:8.1f} GB {'too large' if _too_large(parts, gpu_memory) else 'fits':9}"
-        )
-
-    rows, own = [], (config.zero.stage, config.model.activation_checkpointing)
-    for stage in (1, 2, 3):
-        cells = ""
-        for checkpointing in (False, True):
-            model = replace(config.model, activation_checkpointing=checkpointing)
-            other = replace(config, model=model, zero=replace(config.zero, stage=stage))
-            cells += cell(_training_parts(other, shape, world, counts, micro))
-            cells += " ← as set  " if (stage, checkpointing) == own else " " * 11
-        rows.append(f"  training, stage {stage} {cells}".rstrip())
-    lines = [f"What fits in {world} × {gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on)"]
-    if config.method.scores:
-        lines.append(f"  scoring           {cell(memory.scoring(config, shape, gpu_memory))}".rstrip())
-    return [*lines, f"  {'':18}{'no checkpointing':>21}{'':11}{CHECKPOINTING}", *rows]
-
-
-def _too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
+def too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
+    """Whether they are more than a run can count on in a GPU."""
     return gpu_memory is not None and memory.device_total(parts) > USABLE * gpu_memory
 
 
-def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], tokens: int, sequence: int) -> list[str]:
-    """The parts, their sum, and what the other choice of activation checkpointing would hold."""
-    instead = memory.activations(config, shape, tokens, sequence, not config.model.activation_checkpointing)
-    width = max(len(part.name) for part in [*parts, instead])
+def _not_yet(config: RunConfig, world: int) -> list[str]:
+    """The settings that save memory and are not made."""
+    found = [] if config.model.activation_checkpointing else [CHECKPOINTING]
+    return found + ([PARTITION] if world > 1 and not memory.partitioned(config) else [])
+
+
+def _partitioned(config: RunConfig) -> str:
+    return ", partitioned" if memory.partitioned(config) else ""
+
+
+def _other_activations(config: RunConfig, shape: ModelShape, tokens: int, sequence: int) -> memory.Part:
+    """What the other choice of activation checkpointing would hold."""
+    return memory.activations(config, shape, tokens, sequence, not config.model.activation_checkpointing)
+
+
+def _table(parts: list[memory.Part], instead: memory.Part | None = None) -> list[str]:
+    """The parts, their sum, and what another choice would hold."""
+    width = max(len(part.name) for part in [*parts, *([instead] if instead else [])])
 
     def row(part: memory.Part, note: str = "") -> str:
         return f"  {part.name:{width}} {part.bytes / 1e9:8.3f} GB  = {part.formula}{note}"
@@ -102,5 +117,5 @@ def _table(config: RunConfig, shape: ModelShape, parts: list[memory.Part], token
     return [
         *(row(part, ", on the host" if part.host else "") for part in parts),
         f"  {'together':{width}} {memory.device_total(parts) / 1e9:8.3f} GB",
-        row(instead, " (the other choice)"),
+        *([row(instead, " (the other choice)")] if instead else []),
     ]

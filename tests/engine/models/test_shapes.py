@@ -32,6 +32,9 @@ QWEN25 = {
     "vocab_size": 152_064,
     "tie_word_embeddings": False,
 }
+LARGE = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+LLAMA33 = LLAMA31 | LARGE | {"intermediate_size": 28672}
+QWEN72 = QWEN25 | LARGE | {"intermediate_size": 29568}
 GEMMA2 = {
     "model_type": "gemma2",
     "hidden_size": 3584,
@@ -84,6 +87,8 @@ def ffn_rows(model: torch.nn.Module) -> int:
         (shapes.known("Llama-2-7B"), LLAMA, 6_738_415_616, 835_584),
         (shapes.known("Llama-3.1-8B"), LLAMA31, 8_030_261_248, 1_048_576),
         (shapes.known("Qwen2.5-7B"), QWEN25, 7_615_616_512, 1_161_216),
+        (shapes.known("Llama-3.3-70B"), LLAMA33, 70_553_706_496, 5_242_880),  # 80 × (2 × 28,672 + 8,192) rows
+        (shapes.known("Qwen2.5-72B"), QWEN72, 72_706_203_648, 5_386_240),
         (shapes.known("Gemma-2-9B"), GEMMA2, 9_241_705_984, 1_354_752),
         (shapes.known("BLOOM-7b1"), BLOOM, 7_069_016_064, 614_400),  # 30 × (16,384 + 4,096) rows
         (shapes.known("Baichuan2-7B"), LLAMA | {"vocab_size": 125_696}, 7_505_973_248, 835_584),

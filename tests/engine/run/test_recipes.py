@@ -74,6 +74,8 @@ def test_recipes_are_values(path):
         ("caneft_llama2", "835,584", "6,738,415,616", "43,286"),
         ("caneft_llama31", "1,048,576", "8,030,261,248", "56,372"),
         ("caneft_qwen25", "1,161,216", "7,615,616,512", "57,0"),
+        ("caneft_llama33_70b", "5,242,880", "70,553,706,496", "563,716"),
+        ("caneft_qwen25_72b", "5,386,240", "72,706,203,648", "581,326"),
         ("caneft_gemma2", "1,354,752", "9,241,705,984", "64,741"),
     ],
 )
@@ -87,6 +89,16 @@ def test_dry_run_of_every_recipe(recipe, neurons, parameters, expectation, offli
     assert "on 8 GPU(s)" in out
     assert "optimizer steps" in out
     assert not list(offline.iterdir())  # nothing written
+
+
+@pytest.mark.parametrize("recipe", ["caneft_llama33_70b", "caneft_qwen25_72b"])
+@pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 80), (16, 40)])
+def test_a_model_larger_than_a_gpu_fits_partitioned(recipe, gpus, gigabytes, offline, capsys):
+    (path,) = (path for path in RECIPES if path.stem == recipe)
+    cli.main(load(path), ["--dry-run", "--gpus", str(gpus), "--gpu-memory", str(gigabytes)])
+    out = capsys.readouterr().out
+    assert re.search(rf"^partition on: decoding with a replica takes 15\d\.\d GB of a GPU's {gigabytes}\.0$", out, re.M)
+    assert out.splitlines()[-1] == "  all stages fit as set"
 
 
 def test_dry_run_of_tiny_builds_nothing(offline, monkeypatch, capsys):
@@ -220,7 +232,7 @@ def test_recipe_as_a_program(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "ZeRO stage 2" in done.stdout
-    assert "2 domains × 1,048,576 neurons × 256 bins" in done.stdout
+    assert "2 domains × 131,072 neurons of 4 of 32 layers × 256 bins" in done.stdout
 
 
 def test_flags_override_the_recipe():
