@@ -180,7 +180,7 @@ class Partitioner:
         if not torch.cuda.is_available():
             freed_memory_goes_back()
         settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-        with _own_linear():
+        with zero3_linear():
             self.init = zero.Init(module=nn.Module(), config_dict_or_path=settings)
 
     def __call__(self, param: nn.Parameter) -> nn.Parameter:
@@ -192,31 +192,62 @@ class Partitioner:
 def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
     """A partitioned model runs in here, forward and backward: ZeRO-3's hooks without its engine.
 
-    `limits` are in weights, by DeepSpeed's names of the arguments. Weights that a frozen layer's backward needs would
-    stay gathered from its forward on: DeepSpeed's own product takes them from the parameter instead.
+    `limits` are in weights, by DeepSpeed's names of the arguments.
     """
-    from deepspeed.runtime.zero.linear import zero3_linear_wrap
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.utils.timer import NoopTimer
 
-    with _own_linear():
-        torch.nn.functional.linear = zero3_linear_wrap
+    before = [(module, set(vars(module))) for module in model.modules()]
+    with zero3_linear():
         hooks = DeepSpeedZeRoOffload(model, NoopTimer(), {}, overlap_comm=torch.cuda.is_available(), **limits)
         try:
             yield
         finally:
             hooks.partition_all_parameters()
             hooks.destroy()
+            forget(model)
+            # What it has put into a module belongs to these hooks; a later engine, or a copy, would go by it.
+            for module, own in before:
+                module._parameters = dict(module._parameters)
+                for name in vars(module).keys() - own:
+                    del vars(module)[name]
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of a model that ran under ZeRO-3: DeepSpeed keeps each one in a list of its own."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if module is not model]
 
 
 @contextlib.contextmanager
-def _own_linear() -> Iterator[None]:
-    """torch's product comes back at the end: DeepSpeed leaves its own in its place for the rest of the process."""
+def zero3_linear() -> Iterator[None]:
+    """DeepSpeed's product in the place of F.linear, which would keep a frozen layer's weight whole until its backward.
+
+    At the end torch's is back; DeepSpeed leaves its own for the rest of the process.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
     before = torch.nn.functional.linear
+    torch.nn.functional.linear = zero3_linear_wrap
     try:
         yield
     finally:
         torch.nn.functional.linear = before
+
+
+@contextlib.contextmanager
+def zero3_known(model: nn.Module) -> Iterator[None]:
+    """PEFT gathers a layer whose weight it reads (DoRA's) where transformers knows of ZeRO-3: as long as this lasts."""
+    if not any(map(is_partitioned, model.parameters())):
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    known = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    yield
+    del known
 
 
 def is_partitioned(param: Tensor) -> bool:
@@ -235,6 +266,11 @@ def part_of(param: Tensor) -> Tensor:
 def shard_of(param: nn.Parameter) -> tuple[int, torch.device]:
     """Elements of this rank's part of a parameter at stage 3 (padded to the same on each rank), and its device."""
     return param.ds_tensor.ds_numel, param.ds_tensor.device
+
+
+def whole_shape(param: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter, whole, whatever the stage."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def whole_size(param: nn.Parameter) -> int:

@@ -57,8 +57,8 @@ def load(
 ) -> nn.Module:
     """The base with what was trained attached, frozen, in evaluation mode, in the base's dtype.
 
-    `base` is where the base model lies now, where that is not where it lay in training; `held` is load_model's. Raises UserError for a folder
-    that `save` did not write and for another base.
+    `base` is where the base model lies now, where that is not where it lay in training; `held` is load_model's. Raises
+    UserError for a folder that `save` did not write and for another base.
     """
     folder = Path(folder)
     about, tensors = _read(folder)

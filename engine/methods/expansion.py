@@ -17,6 +17,7 @@ from torch import nn
 
 from ..models.kinds import DEPTH
 from ..models.sites import BLOCK, attention_output_of, find_ffns
+from ..slices.written import gathered
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Expansion:
         for number, block in enumerate(old):
             blocks.append(block)
             if number in self.after:
-                new.append(copy.deepcopy(block))
+                with gathered(list(block.parameters())):  # a copy of a partitioned block is whole until it is trained
+                    new.append(copy.deepcopy(block))
                 _silence(new[-1], silent[number])
                 blocks.append(new[-1])
         for number, block in enumerate(blocks):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..common import private
 from ..common.checkpoint import masters
 from ..common.errors import UserError
 from ..models.shapes import ModelShape, from_config
@@ -72,7 +73,9 @@ class Lora(Method):
 
         model.requires_grad_(False)
         torch.manual_seed(seed)
-        inject_adapter_in_model(self.peft_config(self.targets(model)), model)
+        config = self.peft_config(self.targets(model))
+        with private.zero3_known(model):
+            inject_adapter_in_model(config, model)
 
     def targets(self, model: nn.Module) -> list[str]:
         """Full names of the layers that get an adapter, in the model's order."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..common.checkpoint import MASTER, masters
 from ..models.sites import checkpoint_sites, layer_slices
 from .neurons import NeuronSet
+from .written import gathered
 
 
 def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -19,7 +20,8 @@ def load_masters(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, param in model.named_parameters():
             if param.requires_grad:
-                param.copy_(state[MASTER + name])
+                with gathered([param], keep=True):
+                    param.copy_(state[MASTER + name])
 
 
 class Patch(NamedTuple):

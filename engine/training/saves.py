@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..common import checkpoint, distributed
+from ..common import checkpoint, distributed, private
 from ..common.errors import UserError
 from ..common.settings import differences, table
 from ..slices.groups import EVERY_UPDATE, optimizer_groups
@@ -106,7 +106,7 @@ class Saves:
             raise UserError(f"{folder} belongs to another run ({table(other)}): use another --out, or its settings")
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         there = {name: tuple(t.shape) for name, t in tensors.items()}
-        wanted = {f"{kind}/{n}": tuple(p.shape) for kind in ("master", *MOMENTS) for n, p in trained.items()}
+        wanted = {f"{kind}/{n}": private.whole_shape(p) for kind in ("master", *MOMENTS) for n, p in trained.items()}
         other = differences(there, wanted)
         if other:
             raise UserError(f"{folder} holds other tensors than are trained ({table(other)}): use another --out")

@@ -8,6 +8,7 @@ loop; checkpoint.py, what is written.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from ..common import private
 from ..common.checkpoint import MASTER
 from ..common.distributed import device, rank, world
 from ..data.batching import Batch
-from ..models.large.partition import same_sums
+from ..models.large import partition
 from ..scoring.loss import Losses
 from ..slices.groups import activate, optimizer_groups
 from ..slices.optim import SparseColumnAdamW
@@ -30,17 +31,20 @@ from .plan import Plan
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_config(train: TrainConfig, stage: int, plan: Plan, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run.
+def deepspeed_config(
+    train: TrainConfig, stage: int, plan: Plan, bf16: bool, limits: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run; `limits` are partition.limits, of stage 3.
 
     Gradients are summed over ranks and micro-batches in fp32: in bf16 the stages would reduce at different moments
     and differ by 2⁻⁹ of the gradient.
     """
+    gathered = {f"stage3_{name}": value for name, value in (limits or {}).items()}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "zero_optimization": {"stage": stage, "overlap_comm": False} | gathered,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
@@ -76,12 +80,16 @@ class ZeroEngine:
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
         elif not bf16:
-            same_sums(model)
+            partition.same_sums(model)
         self.written = leave_to_optimizer(model) if self.stage < 3 else None
+        limits = partition.limits(model) if self.stage == 3 else None
+        self.ending = contextlib.ExitStack()
+        if self.stage == 3:
+            self.ending.enter_context(private.zero3_linear())
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Losses(model),
             optimizer=optimizer,
-            config=deepspeed_config(train, stage, plan, bf16),
+            config=deepspeed_config(train, stage, plan, bf16, limits),
             dist_init_required=False,
         )
         private.same_timeout(device())
@@ -196,6 +204,9 @@ class ZeroEngine:
 
     def close(self) -> None:
         self.engine.destroy()
+        if self.stage == 3:
+            private.forget(self.engine.module)
+        self.ending.close()
 
 
 def _leaves(model: nn.Module) -> list[type[nn.Module]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import toys
 from torch import nn
 
-from slicetune.engine.common import distributed, private
+from slicetune.engine.common import checkpoint, distributed, private
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.large import parallel
 from slicetune.engine.models.large.partition import gathering
 from slicetune.engine.models.load import load_model, ranks_together
 
@@ -31,4 +32,21 @@ def logits(folders: list[str], held: str, ids: torch.Tensor) -> list[tuple[torch
 
 
 def together(folders: list[str]) -> list[int]:
-    return [ranks_together(__import__("pathlib").Path(folder)) for folder in folders]
+    return [ranks_together(Path(folder)) for folder in folders]
+
+
+def train_shared(folder: str, out: str, overrides: dict[str, Any], neurons: Any = None) -> tuple[dict, dict, list]:
+    """Train the model in `folder`, partitioned when it is loaded; last checkpoint, its steps, sizes of what is trained.
+
+    As rank_jobs.train_method, whose model is whole until DeepSpeed has it.
+    """
+    config = toys.config(out, **overrides)
+    model = load_model(folder, config.model, torch.device("cpu"), held="partitioned")
+    torch.manual_seed(distributed.rank())
+    neurons = neurons or (toys.units() if config.method.selects else None)
+    config.method.prepare(model, neurons, seed=config.seed, groups=("de-en",) * 2)
+    sizes = [private.whole_size(p) for p in model.parameters() if p.requires_grad]
+    toys.trained(model, config, toys.examples(config.data.train_sentences), Path(out))
+    distributed.barrier()
+    tensors, state = checkpoint.load(checkpoint.newest(Path(out) / "checkpoints")[0])
+    return tensors, state["group_steps"], sizes
