@@ -10,6 +10,7 @@ import toys
 from torch import nn
 
 from slicetune.engine.common import checkpoint, distributed, private
+from slicetune.engine.methods.landermt import routing
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.large.partition import gathering
 from slicetune.engine.models.load import load_model, ranks_together
@@ -50,3 +51,14 @@ def train_shared(folder: str, out: str, overrides: dict[str, Any], neurons: Any 
     distributed.barrier()
     tensors, state = checkpoint.load(checkpoint.newest(Path(out) / "checkpoints")[0])
     return tensors, state["group_steps"], sizes
+
+
+def train_routed_shared(folder: str, out: str, overrides: dict[str, Any], kind: str, how: dict[str, Any]) -> dict:
+    """As rank_jobs.train_routed on all groups, of the model in `folder`, partitioned; the last checkpoint."""
+    config = toys.config(out, **overrides)
+    model = load_model(folder, config.model, torch.device("cpu"), held="partitioned")
+    routes = toys.routes(4 * toys.HIDDEN if kind == "bloom" else toys.INTERMEDIATE)
+    routing.attach(model, routes, routes.pairs, **how)
+    toys.trained(model, config, toys.examples(config.data.train_sentences, groups=3), Path(out))
+    distributed.barrier()
+    return checkpoint.load(checkpoint.newest(Path(out) / "checkpoints")[0])[0]

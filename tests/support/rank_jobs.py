@@ -14,7 +14,7 @@ import saved
 import torch
 import toys
 from shard_jobs import resume_shards  # noqa: F401 — a job too
-from large_jobs import logits, together, train_shared  # noqa: F401
+from large_jobs import logits, together, train_routed_shared, train_shared  # noqa: F401
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 

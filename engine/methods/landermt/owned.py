@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ....kernels.slice_gradient import compact_gradient
 from ...models.linears import checked_index
-from ...slices.written import keep_current
+from ...slices.written import gathered, keep_current
 
 
 class OwnedLinear(nn.Module):
@@ -37,19 +37,24 @@ class OwnedLinear(nn.Module):
         if self.bias is not None:
             self.bias.requires_grad_(whole_bias)
         self.rows, self.columns, self.bias_rows = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        size, where = self.weight.shape[axis], list(owned.values())
+        size, where = (self.out_features, self.in_features)[axis], list(owned.values())
         every = checked_index(torch.cat(where), size, "column" if axis else "row").to(self.weight.device)
         self.owned = dict(zip(owned, every.split([len(index) for index in where]), strict=True))
         # Where all units are owned nothing needs to be gathered: the product's rows are the units themselves.
         self.index = None if len(every) == size else every
+        with gathered([self.weight, self.bias]):
+            self._take()
+        keep_current(self)
+
+    def _take(self) -> None:
+        """Each owner's slices, of the weight's values."""
         for owner, index in self.owned.items():
-            if axis:
+            if self.axis:
                 self.columns[owner] = nn.Parameter(self.weight.detach()[:, index].t().contiguous())
                 continue
             self.rows[owner] = nn.Parameter(self.weight.detach()[index].clone())
             if self.bias is not None:
                 self.bias_rows[owner] = nn.Parameter(self.bias.detach()[index].clone())
-        keep_current(self)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in ("linked", "left")}
