@@ -129,6 +129,11 @@ def flat_partitions(optimizer: Any, groups: Sequence[Any]) -> list[tuple[Any, Te
     raise AssertionError(f"unknown DeepSpeed optimizer {type(optimizer).__name__}")
 
 
+def partitioned(model: nn.Module) -> bool:
+    """Whether each rank has a part of every parameter (ZeRO-3): then all ranks must run it equally often."""
+    return any(hasattr(param, "ds_id") for param in model.parameters())
+
+
 def shard_of(param: nn.Parameter) -> tuple[int, torch.device]:
     """Elements of this rank's part of a parameter at stage 3 (padded to the same on each rank), and its device."""
     return param.ds_tensor.ds_numel, param.ds_tensor.device
