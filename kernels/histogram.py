@@ -2,6 +2,7 @@
 
     accumulate(scores, groups, counts, lowest_octave)             # counts[group, neuron, bin] += 1 for each sample
     add_scores(sums, lengths, groups, Into(…), lowest_octave)     # the same from sums over tokens, with totals
+    count(codes, groups, counts)                                  # the same of bins that another rank has computed
     add_units(active, activation, lengths, groups, …)             # activity of intermediate units by group
 
 A bin is the exponent and the three leading mantissa bits of the float32 score: 8 bins an octave, 256 bins from
@@ -9,6 +10,7 @@ A bin is the exponent and the three leading mantissa bits of the float32 score: 
 no order of execution can change a result. Two numbers alone are atomic, both integers: how many scores lay outside.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,14 +50,24 @@ def edges(lowest_octave: int) -> Tensor:
 
 
 def accumulate_reference(scores: Tensor, groups: Tensor, counts: Tensor, lowest_octave: int) -> None:
-    """`accumulate` in plain torch: one integer scatter-add a chunk of neurons, a neuron's samples side by side."""
-    neurons = scores.shape[1]
+    """`accumulate` in plain torch."""
+    _count_blocks(scores, groups, counts, lambda block: bins(block, lowest_octave))
+
+
+def count_reference(codes: Tensor, groups: Tensor, counts: Tensor) -> None:
+    """`count` in plain torch."""
+    _count_blocks(codes, groups, counts, lambda block: block)
+
+
+def _count_blocks(values: Tensor, groups: Tensor, counts: Tensor, to_bins: Callable[[Tensor], Tensor]) -> None:
+    """One integer scatter-add a chunk of neurons, a neuron's samples side by side. values: [samples, neurons]."""
+    samples, neurons = values.shape
     flat = counts.view(-1)
     one = torch.ones((), dtype=counts.dtype, device=counts.device)
     first = (groups.to(torch.int64) * (neurons * BINS))[None]
-    step = max(1, _CHUNK // max(1, scores.shape[0]))
+    step = max(1, _CHUNK // max(1, samples))
     for start in range(0, neurons, step):
-        block = bins(scores[:, start : start + step], lowest_octave).t().contiguous().to(torch.int64)
+        block = to_bins(values[:, start : start + step]).t().contiguous().to(torch.int64)
         own = torch.arange(start, start + block.shape[0], device=counts.device) * BINS
         index = block.add_(own[:, None]).add_(first).view(-1)
         flat.scatter_add_(0, index, one.expand(index.shape))
@@ -104,6 +116,21 @@ def _histogram_kernel(
             tl.atomic_add(high, many.to(tl.int64))
 
 
+@jit(do_not_specialize=("samples",))
+def _count_kernel(codes, groups, counts, samples, neurons, BLOCK: tl.constexpr):
+    # As above: one program owns its neurons' counts of one group, and a thread always the same of them.
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    group = tl.program_id(1)
+    mask = n < neurons
+    row = (group.to(tl.int64) * neurons + n) * 256
+    at = n.to(tl.int64)
+    for s in range(samples):
+        if tl.load(groups + s) == group:
+            cell = counts + row + tl.load(codes + at, mask=mask, other=0).to(tl.int32)
+            tl.store(cell, tl.load(cell, mask=mask, other=0) + 1, mask=mask)
+        at += neurons
+
+
 @jit(do_not_specialize=("samples", "stride"))
 def _units_kernel(active, activation, lengths, groups, counts, total, samples, units, stride, BLOCK: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -129,7 +156,7 @@ def accumulate(scores: Tensor, groups: Tensor, counts: Tensor, lowest_octave: in
     scores: float32 [samples, neurons]. groups: integer [samples], each in [0, counts.shape[0]). counts: contiguous
     int32 [groups, neurons, 256]. Raises ValueError when lowest_octave is not in [-126, 96].
     """
-    _check(scores, groups, counts)
+    _check(scores, groups, counts, torch.float32)
     _check_octave(lowest_octave)
     if scores.numel() == 0:
         return
@@ -137,6 +164,25 @@ def accumulate(scores: Tensor, groups: Tensor, counts: Tensor, lowest_octave: in
         accumulate_reference(scores, groups, counts, lowest_octave)
         return
     _launch(scores, None, groups, counts, None, None, lowest_octave)
+
+
+def count(codes: Tensor, groups: Tensor, counts: Tensor) -> None:
+    """Count every sample's bin of every neuron, in place: counts[groups[s], n, codes[s, n]] += 1.
+
+    codes: uint8 [samples, neurons], as `bins` and `add_scores` give them. groups: integer [samples], each in
+    [0, counts.shape[0]). counts: contiguous int32 [groups, neurons, 256]. All on one device.
+    """
+    _check(codes, groups, counts, torch.uint8)
+    if codes.numel() == 0:
+        return
+    if not use_triton(codes):
+        count_reference(codes, groups, counts)
+        return
+    samples, neurons = codes.shape
+    with on_device(codes):
+        _count_kernel[(-(-neurons // BLOCK), counts.shape[0])](
+            codes.contiguous(), groups.to(torch.int32), counts, samples, neurons, BLOCK, num_warps=WARPS
+        )
 
 
 @dataclass
@@ -208,7 +254,7 @@ def aot() -> list[AotCase]:
     def case(name: str, signature: dict[str, str], moved: float, kernel=_histogram_kernel) -> AotCase:
         every = {x: signature[x] for x in (p.name for p in kernel.params) if x in signature}
         divisible = ("neurons",) if "neurons" in every else ("units",)
-        least = moved - 56 if "counts" in every and kernel is _histogram_kernel else moved
+        least = moved - 56 if "counts" in every and kernel is not _units_kernel else moved
         return AotCase(
             name, kernel, every, {"BLOCK": BLOCK}, options, divisible, bytes_moved=moved, bytes_minimum=least,
             element="score", streaming=False,
@@ -219,6 +265,12 @@ def aot() -> list[AotCase]:
         case("histogram", {"scores": "*fp32", "groups": "*i32", "counts": "*i32"} | sizes, 4 + 64),
         case("histogram and totals", whole | {"counts": "*i32"}, 4 + 64),
         case("bins and totals", whole | {"codes": "*u8"}, 5),
+        case(
+            "bins counted",
+            {"codes": "*u8", "groups": "*i32", "counts": "*i32", "samples": "i32", "neurons": "i32"},
+            1 + 64,
+            _count_kernel,
+        ),
         case(
             "units",
             units | {"counts": "*i64", "total": "*fp64", "samples": "i32", "units": "i32", "stride": "i32"},
@@ -233,10 +285,10 @@ def _check_octave(lowest_octave: int) -> None:
         raise ValueError(f"lowest_octave {lowest_octave}: must be in [{LOWEST}, {HIGHEST}]")
 
 
-def _check(scores: Tensor, groups: Tensor, counts: Tensor) -> None:
-    assert scores.dtype == torch.float32, scores.dtype
-    assert scores.dim() == 2, scores.shape
-    assert groups.shape == scores.shape[:1], (groups.shape, scores.shape)
+def _check(values: Tensor, groups: Tensor, counts: Tensor, dtype: torch.dtype) -> None:
+    assert values.dtype == dtype, values.dtype
+    assert values.dim() == 2, values.shape
+    assert groups.shape == values.shape[:1], (groups.shape, values.shape)
     assert counts.dtype == torch.int32, counts.dtype
     assert counts.is_contiguous()
-    assert counts.shape[1:] == (scores.shape[1], BINS), (counts.shape, scores.shape)
+    assert counts.shape[1:] == (values.shape[1], BINS), (counts.shape, values.shape)

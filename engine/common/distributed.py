@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -165,6 +165,33 @@ def add_over_ranks(tensors: Iterable[Tensor]) -> None:
         dist.all_reduce(part)
         if part is not tensor:
             tensor.copy_(part)
+
+
+def exchange(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Give parts[r], bytes (uint8 [any]), to rank r; returns what each rank gave to this one, on `device()`.
+
+    A collective: sizes[r] says how many bytes rank r gives; nothing is exchanged to find that out.
+    """
+    sent = torch.cat([part.reshape(-1).to(device()) for part in parts])
+    received = torch.empty(sum(sizes), dtype=torch.uint8, device=sent.device)
+    dist.all_to_all_single(received, sent, list(sizes), [part.numel() for part in parts])
+    return list(received.split(list(sizes)))
+
+
+def hand_to_first(owner: int, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """Rank `owner`'s tensor, of that shape and type, on the first rank; None on all others. Each of the two calls it.
+
+    Only the owner gives a tensor.
+    """
+    if owner == 0 or rank() not in (0, owner):
+        return tensor if rank() == 0 else None
+    if rank() == owner:
+        assert tensor is not None, "the owner has nothing to give"
+        dist.send(tensor.to(device()).contiguous(), dst=0)
+        return None
+    received = torch.empty(tuple(shape), dtype=dtype, device=device())
+    dist.recv(received, src=owner)
+    return received
 
 
 def collect(value: Any) -> list[Any]:

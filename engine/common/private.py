@@ -202,8 +202,8 @@ def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
         hooks = DeepSpeedZeRoOffload(model, NoopTimer(), {}, overlap_comm=torch.cuda.is_available(), **limits)
         try:
             yield
-        finally:
             hooks.partition_all_parameters()
+        finally:
             hooks.destroy()
             forget(model)
             # What it has put into a module belongs to these hooks; a later engine, or a copy, would go by it.

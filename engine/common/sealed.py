@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,28 @@ DIGEST = re.compile(rb'"digest": "([^"]*)"')
 _CODES = CODES | {torch.uint16: "U16"}
 
 
+@dataclass(frozen=True)
+class Coming:
+    """A tensor that nobody holds whole: its pieces, as `pieces` cuts one, come in order while it is written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Iterator[Tensor]
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
 def write(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Coming],
     metadata: dict[str, str],
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Write tensors, piece by piece, under a temporary name that is then renamed.
 
-    `dtypes`: what a tensor is on disk where it is not its own. safetensors' writer wants all bytes in memory at once.
+    `dtypes`: what a tensor is on disk where it is not its own; wide types come first, else in the order given.
+    safetensors' writer wants all bytes in memory at once.
     """
     on_disk = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
     names = sorted(tensors, key=lambda name: -on_disk[name].itemsize)  # readers map tensors and need them aligned
@@ -76,9 +91,20 @@ def check(path: Path, kind: str, remedy: str) -> None:
         raise UserError(f"{path}: its content is not what was written (sha256); {remedy}")
 
 
-def pieces(tensor: Tensor) -> Iterator[Tensor]:
+def add(file: Any, sums: Mapping[str, Tensor]) -> None:
+    """Add an open file's tensors to those of the same names, in place. Raises ValueError for another shape or type."""
+    for name, tensor in sums.items():
+        stored = file.get_tensor(name)
+        if (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{name} is {stored.dtype} {list(stored.shape)}, not {list(tensor.shape)}")
+        tensor += stored
+
+
+def pieces(tensor: Tensor | Coming) -> Iterator[Tensor]:
     """Views of a [groups, layers, ...] tensor, one a group and layer; the tensor itself where it has fewer axes."""
-    if tensor.dim() < 3:
+    if isinstance(tensor, Coming):
+        yield from tensor.pieces
+    elif tensor.dim() < 3:
         yield tensor
     else:
         yield from (piece for group in tensor for piece in group)

@@ -41,9 +41,8 @@ def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any
     """Score `examples` on the base model and write statistics.safetensors. `identity` is what they belong to."""
     config, groups = job.config.score, job.config.data.groups
     distributed.print0(show(job.tokenizer, examples[0], f"{template_of(job.tokenizer)}: "))
-    stats, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
-    if distributed.rank() == 0:
-        stats.save(job.out / job.config.method.statistics_file, identity)
+    share, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
+    share.save(job.out / job.config.method.statistics_file, identity)
     clear()
 
 
@@ -63,9 +62,8 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     kinds.look_at_lengths(load.config_json(job.base), named)
     key = {"settings": fingerprint(identity), "tokens_per_batch": score.tokens_per_batch}
     progress = Progress(job.out, key, score.save_minutes)
-    found, done = progress.resume(found)
-    total = len(asked) + len(sentences)
-    with Bar("detect", total, "sentence") as bar:
+    done = progress.resume(found)
+    with Bar("detect", len(asked) + len(sentences), "sentence") as bar:
         detect(
             job.model(),
             asked,
@@ -75,11 +73,10 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
             pad_id=job.pad_id,
             rank=rank,
             world=world,
-            progress=lambda n: bar.add(n * world),
+            progress=bar.add,
             done=done,
             after_batch=lambda done: progress.after_batch(found, done),
         )
-        bar.add(total)  # ranks end a few sentences apart
     if rank == 0:
         about = identity | {"text": texts.note, "aligned": texts.aligned}
         found.save(job.out / job.config.method.statistics_file, about)

@@ -22,11 +22,11 @@ class ScoreConfig:
     tokens_per_batch: int = matters("", 4096)
     """Tokens of one packed batch. Samples do not interact: it changes speed and memory, not scores."""
     counts: Literal["auto", "device", "host"] = matters("", "auto")
-    """Where the histogram counts live; `auto` keeps them on the device where 40 % of its free memory holds them."""
+    """Where a rank's histogram counts live; `auto`: on the device where 40 % of its free memory holds them."""
     reuse: str = matters("", "")
     """A run's folder whose statistics are taken instead, if it scored the same sentences with the same settings."""
     save_minutes: float = matters("", 10.0)
-    """Every so often each rank saves its statistics (2.1 GB for four domains on an 8B), to go on from after a break."""
+    """Every so often the ranks save their statistics (2.1 GB for four domains on an 8B), to go on after a break."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "score", {"tokens_per_batch": (1, math.inf), "save_minutes": (0, math.inf)})

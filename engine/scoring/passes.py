@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from ...kernels.common.fold import Segments
 from ...kernels.histogram import BINS
 from ..common.errors import UserError
 from ..data.batching import Batch, Example, batches_by_tokens, pack, pad
+from ..models.large.partition import gathering, is_partitioned, same_sums
 from ..models.packing import packs_long_rows
 from ..models.shapes import ModelShape
 from ..slices.ffn import fuse
 from ..slices.fused import Tap
 from .config import ScoreConfig
 from .loss import sample_means, target_losses
+from .share import Share, owned
 from .statistics import Statistics
 
 
@@ -40,16 +43,21 @@ class ScoreTap:
         self.segments: Segments
         self.lengths: Tensor
         self.groups: Tensor
+        self.recorded = True
 
-    def begin(self, batch: Batch) -> None:
-        """Take the next batch: which rows count, for which sample, of which group."""
+    def begin(self, batch: Batch, recorded: bool = True) -> None:
+        """Take the next batch: which rows count, for which sample, of which group; a filler is not recorded."""
+        self.recorded = recorded
         ranges = batch.ranges if self.tokens == "all" else batch.target_ranges
         self.segments, self.groups = Segments(ranges, batch.groups.device), batch.groups.to(torch.int32)
         self.lengths = self.segments.lengths()
-        self.statistics.add_samples(batch.groups, self.lengths.to(torch.int64))
+        if recorded:
+            self.statistics.add_samples(batch.groups, self.lengths.to(torch.int64))
 
     def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
         """Per-sample sums [samples, width] of one layer: called once a batch, in the layer's backward."""
+        if not self.recorded:
+            return
         for projection, sums in scores.items():
             self.statistics.add_sums(layer, projection, sums, self.lengths, self.groups, self.reduce)
         self.statistics.add_units(layer, active, activation, self.lengths, self.groups)
@@ -75,32 +83,43 @@ def score(
     """Score `examples` on `model`, which is frozen for it, and add them to `statistics`, all-reduced at the end.
 
     Every rank takes every world-th batch of one deterministic list, so batches, and with them the scores' bits, do
-    not depend on the number of ranks. `progress` is called with the number of samples of every batch. `done` batches
-    of this rank are in `statistics` already; `after_batch(done)` is called equally often on every rank, so that it
-    may agree on something; it may raise. Raises UserError when the loss is not finite.
+    not depend on the number of ranks. `statistics` is a Share on each of several ranks, or the whole on each. Its
+    first `done` batches of the list are in the statistics of all ranks already. `progress` and `after_batch` are
+    `walk`'s. Raises UserError when the loss is not finite.
     """
     packed, device = packs_long_rows(model), next(model.parameters()).device
     tap = ScoreTap(statistics, config)
+    assert not isinstance(statistics, Share) or (statistics.rank, statistics.world) == (rank, world)
 
-    def work(indices: list[int]) -> None:
+    def work(indices: list[int], recorded: bool) -> None:
         batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
-        tap.begin(batch)
+        tap.begin(batch, recorded)
         backpropagate(model, batch, config.loss)
 
+    def exchange(turn: Sequence[list[int]]) -> None:
+        if isinstance(statistics, Share):
+            groups = [[examples[i].group for i in batch] for batch in turn]
+            statistics.exchange(groups + [[] for _ in range(world - len(turn))])
+
     batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
+    turns = Turns(rank, world, is_partitioned(model), progress)
     with tapped(model, tap):
-        walk(batches, work, rank=rank, world=world, progress=progress, done=done, after_batch=after_batch)
+        walk(batches, work, turns, done=done, after_batch=after_batch, exchange=exchange)
     statistics.all_reduce()
 
 
 @contextmanager
 def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
-    """The model frozen, every FFN fused and with `tap` in it, its blocks checkpointed where that is turned on."""
+    """The model frozen, every FFN fused and with `tap` in it, its blocks checkpointed where that is turned on.
+
+    A partitioned model gives the bits that a whole one gives.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.requires_grad_(False)
     fused = fuse(model)
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.training]
+    sums = [] if is_partitioned(model) else same_sums(model)
     try:
         for ffn in fused:
             ffn.tap = tap
@@ -108,32 +127,53 @@ def tapped(model: nn.Module, tap: Tap) -> Iterator[None]:
             block.training = (
                 True  # transformers checkpoints in training mode only; the block's children stay as they are
             )
-        yield
+        with gathering(model):
+            yield
     finally:
+        for hook in sums:
+            hook.remove()
         for ffn in fused:
             ffn.tap = None
         for block in blocks:
             block.training = False
 
 
+@dataclass(frozen=True)
+class Turns:
+    """How the ranks share a list of batches: each takes one a turn."""
+
+    rank: int
+    world: int
+    together: bool
+    """All ranks must run the model equally often: one without a batch runs the first sample, and records nothing."""
+    progress: Callable[[int], None]
+    """Called with the samples of a turn, of all ranks."""
+
+
 def walk(
     batches: Sequence[list[int]],
-    work: Callable[[list[int]], None],
+    work: Callable[[list[int], bool], None],
+    turns: Turns,
     *,
-    rank: int,
-    world: int,
-    progress: Callable[[int], None],
     done: int,
     after_batch: Callable[[int], None],
+    exchange: Callable[[Sequence[list[int]]], None] = lambda turn: None,
 ) -> None:
-    """Call `work` with every world-th batch, this rank's first `done` passed over; the callbacks are `score`'s."""
-    mine = batches[rank::world]
-    progress(sum(map(len, mine[:done])))
-    for turn in range(-(-len(batches) // world)):
-        if done <= turn < len(mine):
-            work(mine[turn])
-            progress(len(mine[turn]))
-        after_batch(max(done, min(turn + 1, len(mine))))
+    """Call `work(batch, recorded)` with every world-th batch of those after the first `done`.
+
+    After each turn every rank calls `exchange` with the turn's batches, one a rank, fewer in the last turn; then
+    `after_batch` with how many of the list are done now. That may raise.
+    """
+    turns.progress(sum(map(len, batches[:done])))
+    for start in range(done, len(batches), turns.world):
+        turn = batches[start : start + turns.world]
+        if turns.rank < len(turn):
+            work(turn[turns.rank], True)
+        elif turns.together:
+            work([0], False)
+        exchange(turn)
+        turns.progress(sum(map(len, turn)))
+        after_batch(start + len(turn))
 
 
 def backpropagate(model: nn.Module, batch: Batch, kind: str) -> None:
@@ -157,18 +197,17 @@ FREE_SHARE = 0.4
 
 
 def counts_bytes(groups: int, shape: ModelShape, ranks: int = 1) -> int:
-    """Of the int32 histogram counts of one rank: 4 bytes × bins × groups × neurons.
-
-    Each layer's have one owner, layer l rank l % ranks: this is the rank that owns most.
-    """
-    return 4 * BINS * groups * math.ceil(shape.layers / ranks) * shape.neurons_per_layer
+    """Of the int32 histogram counts of the rank that has most layers: 4 bytes × bins × groups × its neurons."""
+    return 4 * BINS * groups * len(owned(shape.layers, 0, ranks)) * shape.neurons_per_layer
 
 
-def counts_device(config: ScoreConfig, shape: ModelShape, groups: int, device: torch.device) -> torch.device:
-    """Where the histogram counts (4.3 GB for four domains on Llama-3.1-8B) live."""
+def counts_device(
+    config: ScoreConfig, shape: ModelShape, groups: int, device: torch.device, ranks: int = 1
+) -> torch.device:
+    """Where a rank's histogram counts (4.3 GB for four domains on Llama-3.1-8B, divided by the ranks) live."""
     if config.counts == "host" or device.type == "cpu":
         return torch.device("cpu")
     if config.counts == "device":
         return device
     free, _ = torch.cuda.mem_get_info(device)
-    return device if counts_bytes(groups, shape) <= FREE_SHARE * free else torch.device("cpu")
+    return device if counts_bytes(groups, shape, ranks) <= FREE_SHARE * free else torch.device("cpu")

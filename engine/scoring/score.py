@@ -37,6 +37,7 @@ from .config import ScoreConfig
 from .passes import counts_device
 from .passes import score as add_scores
 from .progress import Progress
+from .share import Share
 from .statistics import Statistics
 
 
@@ -47,10 +48,10 @@ def score(
     out: str | Path = "statistics.safetensors",
     max_length: int = 512,
 ) -> Statistics:
-    """Score `files` on `model` (a folder, a hub id, or how to load one) and write `out`, on every rank there is.
+    """Score `files` on `model` (a folder, a hub id, or how to load one), on every rank there is, and write `out`.
 
-    What `out` has already, of the same model, files and settings, is read instead. Raises UserError for files that
-    cannot be used, and for an `out` of something else.
+    Returns what `out` holds, read again on every rank. What `out` has already, of the same model, files and settings,
+    is read instead. Raises UserError for files that cannot be used, and for an `out` of something else.
     """
     loading = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
     config, out = config or ScoreConfig(), Path(out)
@@ -83,12 +84,12 @@ def score(
     kinds.look_at_lengths(models.config_json(base), named)
     load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
-    stats, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
-    if distributed.rank() == 0:
-        stats.save(out, identity)
+    share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
+    share.save(out, identity)
+    del share  # before the whole is read
     clear()
     distributed.first(lambda: shutil.rmtree(partial, ignore_errors=True))
-    return stats
+    return Statistics.load(out)
 
 
 def scored(
@@ -100,34 +101,34 @@ def scored(
     folder: Path,
     identity: dict[str, Any],
     pad_id: int,
-) -> tuple[Statistics, Callable[[], None]]:
+) -> tuple[Share, Callable[[], None]]:
     """The whole pass on this rank's share, all-reduced, with a bar; it goes on from what `folder` has of `identity`.
 
-    Returns the statistics, and what deletes the partial ones: to be called on every rank once the whole is saved.
+    Returns the share, whose `save` writes the whole statistics, and what deletes the partial ones: both to be called
+    on every rank, in this order.
     """
     rank, world = distributed.rank(), distributed.world()
-    where = counts_device(config, shape, len(groups), distributed.device())
+    where = counts_device(config, shape, len(groups), distributed.device(), world)
     model = load()
     lowest = window.choose(model, examples, config, pad_id)
-    fresh = Statistics(list(groups), shape, lowest, where)
+    share = Share(list(groups), shape, lowest, where, rank, world)
     key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch, "lowest_octave": lowest}
     partial = Progress(folder, key, config.save_minutes)
-    stats, done = partial.resume(fresh)
+    done = partial.resume(share)
     with Bar("score", len(examples), "sentence") as bar:
         add_scores(
             model,
             examples,
-            stats,
+            share,
             config,
             pad_id=pad_id,
             rank=rank,
             world=world,
-            progress=lambda samples: bar.add(samples * world),
+            progress=bar.add,
             done=done,
-            after_batch=lambda done: partial.after_batch(stats, done),
+            after_batch=lambda done: partial.after_batch(share, done),
         )
-        bar.add(len(examples))  # ranks end a few sentences apart
-    return stats, partial.clear
+    return share, partial.clear
 
 
 @dataclass

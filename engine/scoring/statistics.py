@@ -8,12 +8,15 @@ sentences, is a sum of integers, and so is the same bit for bit in any order of 
     stats.add_scores(layer, "gate", scores, groups)     # every layer and projection of a batch
     stats.add_samples(groups, tokens)                   # once a batch
     stats.all_reduce(); stats.save("statistics.safetensors", provenance)
+
+A pass of several ranks fills a Share of it (share.py), which has the histograms of some layers alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ...kernels.common.dispatch import use_triton
-from ...kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, Into, accumulate, add_scores, add_units, bins
+from ...kernels.histogram import BINS, HIGHEST, LOWEST, OCTAVES, Into, accumulate, add_scores, add_units, bins, count
 from ..common import __version__, distributed, sealed
 from ..common.errors import UserError
 
@@ -48,11 +51,17 @@ class Statistics:
     activation             float64 [groups, layers, intermediate] sum over sentences of the unit's mean activation
     clamped_low, clamped_high  int64 []  scores outside the histogram's range (an exact zero is not outside)
 
-    The histograms stay on `device`; the small tensors move to where the scores come from.
+    The histograms stay on `device`; the small tensors move to where the scores come from. `here` are the layers that
+    histograms are kept of: all, or those of a Share.
     """
 
     def __init__(
-        self, groups: list[str], shape: Shape, lowest_octave: int = -40, device: str | torch.device = "cpu"
+        self,
+        groups: list[str],
+        shape: Shape,
+        lowest_octave: int = -40,
+        device: str | torch.device = "cpu",
+        here: range | None = None,
     ) -> None:
         if not LOWEST <= lowest_octave <= HIGHEST:
             raise UserError(f"a histogram from 2^{lowest_octave}: must begin between 2^{LOWEST} and 2^{HIGHEST}")
@@ -61,10 +70,11 @@ class Statistics:
         self.groups, self.lowest_octave = list(groups), lowest_octave
         self.layers, self.widths, self.fan_in = shape.layers, dict(shape.widths), dict(shape.fan_in)
         self.intermediate = shape.intermediate
+        self.here = range(self.layers) if here is None else here
         self.provenance: dict[str, Any] = {}
         size = (len(groups), self.layers)
         self.histogram = {  # a layer's counts lie together: histogram[projection][:, layer] is contiguous
-            p: torch.zeros(self.layers, len(groups), w, BINS, dtype=torch.int32, device=device).transpose(0, 1)
+            p: torch.zeros(len(self.here), len(groups), w, BINS, dtype=torch.int32, device=device).transpose(0, 1)
             for p, w in self.widths.items()
         }
         self.total = {p: torch.zeros(*size, w, dtype=torch.float64) for p, w in self.widths.items()}
@@ -100,11 +110,11 @@ class Statistics:
         assert scores.dtype == torch.float32, scores.dtype
         assert scores.shape == (len(groups), self.widths[projection]), (scores.shape, projection)
         self._follow(scores.device)
-        counts = self.histogram[projection][:, layer]
-        if counts.device == scores.device:
+        counts = self._counts(layer, projection)
+        if counts is not None and counts.device == scores.device:
             accumulate(scores, groups, counts, self.lowest_octave)
         else:
-            _count(bins(scores, self.lowest_octave).to(counts.device), groups.to(counts.device), counts)
+            self._put(layer, projection, bins(scores, self.lowest_octave), groups)
         self.total[projection][:, layer] += by_group(scores, groups, len(self.groups))
         self.clamped_low += ((scores > 0) & (scores < 2.0**self.lowest_octave)).sum()
         self.clamped_high += (scores >= 2.0 ** (self.lowest_octave + OCTAVES)).sum()
@@ -122,12 +132,22 @@ class Statistics:
             self.add_scores(layer, projection, scores, groups.long())
             return
         self._follow(sums.device)
-        counts = self.histogram[projection][:, layer]
-        here = counts.device == sums.device
+        counts = self._counts(layer, projection)
+        here = counts is not None and counts.device == sums.device
         into = Into(self.total[projection][:, layer], self.clamped_low, self.clamped_high, counts if here else None)
         codes = add_scores(sums, lengths if reduce == "mean_abs" else None, groups, into, self.lowest_octave)
         if codes is not None:
-            _count(codes.to(counts.device), groups.long().to(counts.device), counts)
+            self._put(layer, projection, codes, groups)
+
+    def _counts(self, layer: int, projection: str) -> Tensor | None:
+        """The counts [groups, width, 256] of one projection of one layer, if they are kept here."""
+        return self.histogram[projection][:, self.here.index(layer)] if layer in self.here else None
+
+    def _put(self, layer: int, projection: str, codes: Tensor, groups: Tensor) -> None:
+        """Count bins, uint8 [samples, width], of scores whose counts lie on another device."""
+        counts = self._counts(layer, projection)
+        assert counts is not None, f"the counts of layer {layer} are not kept here"
+        count(codes.to(counts.device), groups.to(counts.device), counts)
 
     def add_units(self, layer: int, active: Tensor, activation: Tensor, lengths: Tensor, groups: Tensor) -> None:
         """Counts the activity of one layer's intermediate units: one launch on a GPU.
@@ -177,13 +197,17 @@ class Statistics:
         Histograms are written as uint16 where no group has more sentences than that holds: 2.1 GB instead of 4.3.
         """
         self.provenance = dict(provenance if provenance is not None else self.provenance)
-        narrow = torch.uint16 if int(self.samples.max()) < 2**16 else torch.int32
-        counts = {f"histogram.{p}": counts for p, counts in self.histogram.items()}
+        self._write(Path(path), self.histogram, int(self.samples.max()), FORMAT)
+
+    def _write(self, path: Path, histogram: Mapping[str, Tensor | sealed.Coming], most: int, kind: str) -> None:
+        """`histogram` and the small tensors as a sealed file of that kind; no count is above `most`."""
+        counts = {f"histogram.{p}": counts for p, counts in histogram.items()}
         about = {"groups": self.groups, "lowest_octave": self.lowest_octave, "layers": self.layers}
         about |= {"widths": self.widths, "fan_in": self.fan_in, "intermediate": self.intermediate}
-        metadata = {"format": FORMAT, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
+        metadata = {"format": kind, "about": json.dumps(about), "provenance": json.dumps(self.provenance)}
         metadata["slicetune"] = __version__
-        sealed.write(Path(path), self._small() | counts, metadata, dict.fromkeys(counts, narrow))
+        narrow = torch.uint16 if most < 2**16 else torch.int32
+        sealed.write(path, self._small() | counts, metadata, dict.fromkeys(counts, narrow))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Statistics:
@@ -197,10 +221,6 @@ class Statistics:
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: not readable as statistics ({error}); score again") from error
 
-    def reload(self, path: Path) -> Statistics:
-        """A partial of the same pass (progress.py), histograms where this one's are."""
-        return Statistics.load(path, next(iter(self.histogram.values())).device)
-
     @classmethod
     def _from_file(cls, file: Any, device: str | torch.device) -> Statistics:
         metadata = file.metadata() or {}
@@ -209,11 +229,7 @@ class Statistics:
         about = json.loads(metadata["about"])
         stats = cls(about.pop("groups"), _Namespace(about), about.pop("lowest_octave"), device)
         stats.provenance = json.loads(metadata["provenance"])
-        for name, tensor in stats._small().items():
-            stored = file.get_tensor(name)
-            if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {list(stored.shape)}, not {list(tensor.shape)}")
-            tensor.copy_(stored)
+        sealed.add(file, stats._small())
         for projection, counts in stats.histogram.items():
             stored = file.get_slice(f"histogram.{projection}")
             if stored.get_shape() != list(counts.shape):
@@ -227,14 +243,6 @@ class Statistics:
 def by_group(values: Tensor, groups: Tensor, count: int) -> Tensor:
     """float64 [count, width]: values [samples, width] summed by group, in a fixed order (no atomics)."""
     return one_hot(groups, count).T.to(torch.float64) @ values.to(torch.float64)
-
-
-def _count(bins: Tensor, groups: Tensor, counts: Tensor) -> None:
-    """counts[groups[s], n, bins[s, n]] += 1 in place; bins uint8 [samples, n], counts int32 [groups, n, 256]."""
-    one = torch.ones((), dtype=counts.dtype, device=counts.device)
-    for group in groups.unique().tolist():
-        index = bins[groups == group].T.to(torch.int64)
-        counts[group].scatter_add_(1, index, one.expand(index.shape))
 
 
 class _Namespace:

@@ -79,7 +79,7 @@ class ZeroEngine:
             # A leaf's gradients are reduced when the gradient of its input is there. In a frozen model the first
             # FFN's input needs none, the hook then fires before that FFN's backward, and zeros would be reduced.
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-        elif not bf16:
+        else:
             partition.same_sums(model)
         self.written = leave_to_optimizer(model) if self.stage < 3 else None
         limits = partition.limits(model) if self.stage == 3 else None

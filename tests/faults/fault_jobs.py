@@ -18,7 +18,7 @@ from slicetune.engine.models.shapes import from_config
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
 from slicetune.engine.scoring.progress import Progress
-from slicetune.engine.scoring.statistics import Statistics
+from slicetune.engine.scoring.share import Share
 from slicetune.engine.slices.ffn import attach
 from slicetune.engine.training.train import Setup, train
 
@@ -84,17 +84,27 @@ def train_toys(disk: Any, out: str, overrides: dict[str, Any]) -> dict[str, torc
     return checkpoint.load(newest)[0]
 
 
-def score_toys(disk: Any, out: str, stop_after: int) -> dict[str, Any]:
-    """A scoring pass that saves after every batch; after `stop_after` batches it is killed (0: not)."""
-    model, config = toys.model(), ScoreConfig(tokens_per_batch=40)
+def score_toys(disk: Any, out: str, stop_after: int, rank: int = 0, world: int = 1, port: int = 0) -> dict[str, Any]:
+    """A rank's scoring pass that saves after every turn; after `stop_after` batches it is killed (0: not).
+
+    "saved" has the disk operations until each turn's save was done.
+    """
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        distributed.start(timeout_minutes=2)
+    model, config, saved = toys.model(), ScoreConfig(tokens_per_batch=40), {}
     progress = Progress(Path(out), {"toy": 1}, minutes=0.0)
-    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config)))
+    share = Share(["a", "b"], from_config(model.config), -40, "cpu", rank, world)
+    done = progress.resume(share)
     disk.arm()
 
     def after(number: int) -> None:
-        progress.after_batch(stats, number)
+        progress.after_batch(share, number)
+        saved[number] = disk.count
         if stop_after and number == stop_after:
             os.kill(os.getpid(), 9)
 
-    score(model, toys.examples(30), stats, config, done=done, after_batch=after)
-    return {"histogram": stats.histogram, **stats._small(), "resumed at": done}
+    score(model, toys.examples(30), share, config, rank=rank, world=world, done=done, after_batch=after)
+    distributed.stop()
+    return {"histogram": share.histogram, **share._small(), "resumed at": done, "saved": saved}

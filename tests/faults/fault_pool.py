@@ -147,8 +147,14 @@ class Killer:
         fail: tuple[int, int] | None = None,
         timeout: float = 300,
     ) -> Trial:
-        self.jobs.put((job, args, kill, fail))
+        self.start(job, *args, kill=kill, fail=fail)
         return self.results.get(timeout=timeout)
+
+    def start(
+        self, job: str, *args: Any, kill: tuple[int, str] | None = None, fail: tuple[int, int] | None = None
+    ) -> None:
+        """Begin a trial; `results` gets it when it has ended."""
+        self.jobs.put((job, args, kill, fail))
 
     def close(self) -> None:
         self.jobs.put(None)

@@ -71,13 +71,13 @@ def test_a_bf16_gradient_that_overflows_stops_too(pool, tmp_path):
 
 def test_a_signal_while_scoring_saves_both_ranks_shares(pool, tmp_path):
     whole = pool.run("score_signalled", str(tmp_path / "whole"), 0, 0)
-    broken = pool.run("score_signalled", str(tmp_path / "broken"), int(signal.SIGTERM), 2)
+    broken = pool.run("score_signalled", str(tmp_path / "broken"), int(signal.SIGTERM), 4)
     assert [end[0] for end in broken] == [Exit.INTERRUPTED] * 2
     assert "scoring" in broken[0][1]
     again = pool.run("score_signalled", str(tmp_path / "broken"), 0, 0)
     for rank in (0, 1):
         assert again[rank][0] == Exit.COMPLETE
-        assert again[rank][2].pop("done") == 2
+        assert again[rank][2].pop("done") == 4
         assert faults.same(again[rank][2], whole[rank][2])
 
 

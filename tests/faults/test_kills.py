@@ -10,11 +10,13 @@ import json
 import os
 import random
 import shutil
+import socket
 from pathlib import Path
 
 import faults
 import pytest
 import torch
+from fault_pool import KILLED, Killer, Trial
 
 from slicetune.engine.common import checkpoint
 from slicetune.engine.data import tiny
@@ -26,11 +28,17 @@ LIMIT = 20_000
 
 @pytest.fixture(scope="module")
 def killer():
-    from fault_pool import Killer
-
     process = Killer()
     yield process
     process.close()
+
+
+@pytest.fixture(scope="module")
+def killers(killer):
+    """Of two ranks."""
+    second = Killer()
+    yield killer, second
+    second.close()
 
 
 def test_a_kill_at_any_point_of_a_save_loses_nothing(killer, tmp_path):
@@ -115,6 +123,40 @@ def test_a_broken_scoring_pass_ends_with_the_same_bits(killer, tmp_path):
         assert killer.run("score_toys", str(out), 0 if kill else 3, kill=kill).code == -9
         again = killer.run("score_toys", str(out), 0)
         assert again.code == 0, again.error
-        assert kill == (11, "half") or again.value.pop("resumed at") > 0
+        assert kill == (11, "half") or again.value["resumed at"] > 0
+        assert again.value.pop("saved").keys() <= whole.value["saved"].keys()
         assert faults.same(again.value, whole.value)
         shutil.rmtree(out)
+
+
+def scoring(killers, out: Path, world: int, struck: int = -1, point: tuple[int, str] | None = None) -> list[Trial]:
+    """A scoring pass of so many ranks, one of which is killed at a disk operation."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for rank, killer in enumerate(killers[:world]):
+        killer.start("score_toys", str(out), 0, rank, world, port, kill=point if rank == struck else None)
+    return [killer.results.get(timeout=300) for killer in killers[:world]]
+
+
+def test_two_ranks_of_which_one_is_killed_in_scoring_go_on_from_its_last_save(killers, tmp_path):
+    """At any disk operation, of two ranks' saves and their pruning; gone on with by two ranks, or by one."""
+    whole = scoring(killers, tmp_path / "whole", 2)
+    assert [trial.code for trial in whole] == [0, 0], whole[0].error + whole[1].error
+    saved = [trial.value.pop("saved") for trial in whole]
+    draw = random.Random(3)
+    for number in range(max(4, TRIALS // 3)):
+        struck, world, out = number % 2, 2 - number // 2 % 2, tmp_path / str(number)
+        point = (draw.randint(1, len(whole[struck].operations)), draw.choice(faults.MOMENTS))
+        assert scoring(killers, out, 2, struck, point)[struck].code == KILLED
+        again = scoring(killers, out, world)
+        assert [trial.code for trial in again] == [0] * world, again[0].error
+        before = [0, *(done for done, count in saved[struck].items() if count < point[0])]
+        begun = [done for done in saved[struck] if done not in before][:1]  # may be whole already
+        assert again[0].value["resumed at"] in (before[-1], *begun), point
+        if world == 2:
+            assert all(faults.same(a.value, b.value) for a, b in zip(again, whole, strict=True))
+        else:
+            for projection, counts in again[0].value["histogram"].items():
+                parts = [trial.value["histogram"][projection] for trial in whole]
+                assert all(torch.equal(counts[:, rank::2], part) for rank, part in enumerate(parts))

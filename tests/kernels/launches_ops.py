@@ -24,7 +24,7 @@ from slicetune.kernels.adamw.op import adamw_
 from slicetune.kernels.adamw.reference import Slice
 from slicetune.kernels.common.fold import Segments
 from slicetune.kernels.gated.op import gated_backward, gated_forward
-from slicetune.kernels.histogram import Into, accumulate, add_scores, add_units
+from slicetune.kernels.histogram import Into, accumulate, add_scores, add_units, count
 from slicetune.kernels.plain.op import plain_backward, plain_forward
 from slicetune.kernels.slice_gradient import CONFIGS, chosen, column_gradient, compact_gradient, plan, row_gradient
 from slicetune.kernels.tap import tap
@@ -121,6 +121,9 @@ def score_cases() -> None:
     case("scores", [HISTOGRAM], scores, HIDDEN, lengths, counts[HIDDEN])
     case("scores, odd, sums alone", [HISTOGRAM], scores, ODD, None, counts[ODD])
     case("scores, counts elsewhere", [HISTOGRAM], scores, HIDDEN, lengths, None)
+    for width in (HIDDEN, ODD):
+        codes = torch.zeros(2, width, dtype=torch.uint8)
+        case(f"bins counted, {width}", ["_count_kernel"], count, codes, groups, counts[width])
     case("units", ["_units_kernel"], lambda: add_units(active, torch.zeros(2, UNITS), lengths, groups, *units))
 
 

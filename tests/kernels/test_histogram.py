@@ -78,9 +78,28 @@ def test_chunks_of_neurons(monkeypatch):
     assert torch.equal(counts, expected(scores, group, torch.zeros_like(counts), -40))
 
 
+@pytest.mark.parametrize(("samples", "neurons", "groups"), [(1, 1, 1), (9, 77, 3), (33, 32, 2), (5, 130, 4)])
+def test_bins_of_another_rank_are_counted(samples, neurons, groups, monkeypatch):
+    """A plain loop over given bins, of every integer type of the groups; in chunks; added to what is there."""
+    monkeypatch.setattr(histogram, "_CHUNK", 100)
+    _, group, counts = example(samples, neurons, groups)
+    codes = torch.randint(256, (samples, neurons), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    counts += torch.arange(256, dtype=torch.int32)
+    want = counts.clone()
+    for s in range(samples):
+        for n in range(neurons):
+            want[group[s], n, int(codes[s, n])] += 1
+    for kind in (torch.int64, torch.int32, torch.uint8):
+        got = counts.clone()
+        histogram.count(codes.t().contiguous().t(), group.to(kind), got)
+        assert torch.equal(got, want)
+
+
 def test_nothing_to_count():
     counts = torch.zeros(2, 5, 256, dtype=torch.int32)
     histogram.accumulate(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), counts, -40)
+    assert counts.sum() == 0
+    histogram.count(torch.zeros(0, 5, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), counts)
     assert counts.sum() == 0
     histogram.accumulate(torch.zeros(3, 0), torch.zeros(3, dtype=torch.int64), torch.zeros(2, 0, 256).int(), -40)
 

@@ -13,6 +13,7 @@ from unittest import mock
 import saved
 import torch
 import toys
+from scoring_jobs import run_together, save_on_a_full_disk, scored_until, share_toys  # noqa: F401 — jobs too
 from shard_jobs import resume_shards  # noqa: F401 — a job too
 from large_jobs import logits, together, train_routed_shared, train_shared  # noqa: F401
 from torch._dynamo.utils import counters
@@ -39,6 +40,7 @@ from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
 from slicetune.engine.scoring.progress import Progress
 from slicetune.engine.scoring.score import score as score_labelled
+from slicetune.engine.scoring.share import Share
 from slicetune.engine.scoring.statistics import Statistics
 from slicetune.engine.slices.ffn import attach
 from slicetune.engine.slices.optim import SparseColumnAdamW
@@ -249,18 +251,19 @@ def train_poisoned(out: str, overrides: dict[str, Any], value: float, turn: int,
 
 
 def score_signalled(out: str, number: int, batch: int) -> tuple[int, str, Any]:
-    """Score; rank 0 gets a signal after its batch `batch` (0: no signal); the statistics of a pass that ended."""
+    """Score; rank 0 gets a signal when `batch` are done (0: no signal); this rank's share of a pass that ended."""
     signals.install()
     model, config = toys.model(), ScoreConfig(tokens_per_batch=40)
     progress = Progress(Path(out), {"toy": 1}, minutes=60.0)
-    stats, done = progress.resume(Statistics(["a", "b"], from_config(model.config)))
+    rank = distributed.rank()
+    stats = Share(["a", "b"], from_config(model.config), -40, "cpu", rank, 2)
+    done = progress.resume(stats)
 
     def after(turn: int) -> None:
-        if distributed.rank() == 0 and turn == batch:
+        if rank == 0 and turn == batch:
             os.kill(os.getpid(), number)
         progress.after_batch(stats, turn)
 
-    rank = distributed.rank()
     code, line, _ = _ending(
         lambda: score(model, toys.examples(40), stats, config, rank=rank, world=2, done=done, after_batch=after),
         Path(out),

@@ -18,10 +18,11 @@ from ....kernels.common.fold import Segments
 from ...common.errors import UserError
 from ...data.batching import Batch, Example, batches_by_tokens
 from ...models.attention import inputs_of
+from ...models.large.partition import gathering, is_partitioned
 from ...models.packing import packs_long_rows
 from ...models.sites import find_ffns
 from ...scoring.config import ScoreConfig
-from ...scoring.passes import backpropagate, batch_of, tapped, walk
+from ...scoring.passes import Turns, backpropagate, batch_of, tapped, walk
 from ...slices.fused import FusedFFN
 from .detection import Detection
 
@@ -35,15 +36,20 @@ class AwarenessTap:
         self.segments: Segments
         self.lengths: Tensor
         self.languages: Tensor
+        self.recorded = True
 
-    def begin(self, batch: Batch) -> None:
-        """Take the next batch of sentences; its groups are languages."""
+    def begin(self, batch: Batch, recorded: bool) -> None:
+        """Take the next batch of sentences; its groups are languages. A filler is not recorded."""
+        self.recorded = recorded
         self.segments, self.languages = Segments(batch.ranges, batch.groups.device), batch.groups
         self.lengths = self.segments.lengths()
-        self.detection.add_sentences(batch.groups)
+        if recorded:
+            self.detection.add_sentences(batch.groups)
 
     def record(self, layer: int, scores: dict[str, Tensor], unit: Tensor, active: Tensor, activation: Tensor) -> None:
         """Per-sample sums of one layer; `unit` [samples, I] is that of h·dh."""
+        if not self.recorded:
+            return
         awareness = unit / self.lengths[:, None] if self.reduce == "mean_abs" else unit.abs()
         self.detection.add_awareness(layer, awareness, self.languages)
 
@@ -71,8 +77,8 @@ def detect(
     """Count prompts (their group is the pair) and sentences (the language) on `model`; all-reduced at the end.
 
     `prompts` end where the translation begins (`prompt_only`); all tokens of both count. Every rank takes every
-    world-th batch, as `score` does; `done` batches of this rank are in `detection` already. Raises
-    UserError for --score.tokens target, and when a loss is not finite.
+    world-th batch, as `score` does; the first `done` batches, of prompts and then of sentences, are in the detections
+    of all ranks already. Raises UserError for --score.tokens target, and when a loss is not finite.
     """
     if config.tokens != "all":
         raise UserError(f"--score.tokens {config.tokens}: awareness is of a sentence without a prompt: write all")
@@ -80,51 +86,53 @@ def detect(
     device, packed = next(model.parameters()).device, packs_long_rows(model)
     forward = list(batches_by_tokens(prompts, config.tokens_per_batch, packed))
     backward = list(batches_by_tokens(sentences, config.tokens_per_batch, packed))
-    turns = {"rank": rank, "world": world, "progress": progress}
-    first = len(forward[rank::world])
+    turns, first = Turns(rank, world, is_partitioned(model), progress), len(forward)
 
     with observed(model, detection) as begin:
 
-        def look(indices: list[int]) -> None:
+        def look(indices: list[int], recorded: bool) -> None:
             batch = batch_of([prompts[i] for i in indices], packed, pad_id).to(device)
-            begin(batch)
+            begin(batch, recorded)
             with torch.no_grad():
                 model.base_model(**inputs_of(model, batch))
 
-        walk(forward, look, **turns, done=min(done, first), after_batch=lambda n: after_batch(max(n, done)))
+        walk(forward, look, turns, done=min(done, first), after_batch=after_batch)
     tap = AwarenessTap(detection, config)
 
-    def learn(indices: list[int]) -> None:
+    def learn(indices: list[int], recorded: bool) -> None:
         batch = batch_of([sentences[i] for i in indices], packed, pad_id).to(device)
-        tap.begin(batch)
+        tap.begin(batch, recorded)
         backpropagate(model, batch, config.loss)
 
     with tapped(model, tap):
-        walk(backward, learn, **turns, done=max(0, done - first), after_batch=lambda n: after_batch(first + n))
+        walk(backward, learn, turns, done=max(0, done - first), after_batch=lambda n: after_batch(first + n))
     detection.all_reduce()
 
 
 @contextmanager
-def observed(model: nn.Module, detection: Detection) -> Iterator[Callable[[Batch], None]]:
+def observed(model: nn.Module, detection: Detection) -> Iterator[Callable[[Batch, bool], None]]:
     """Hooks on every FFN's last projection, whose input is h: adds its and its output's means over each prompt.
 
-    Yields what to call before a batch's forward. The FFNs are the model's own, not fused ones.
+    Yields what to call before a batch's forward, and whether that is recorded. The FFNs are the model's own.
     """
     ranges: list[tuple[int, int]] = []
-    groups: list[Tensor] = []
+    groups: list[Tensor] = []  # empty where nothing is recorded
 
-    def begin(batch: Batch) -> None:
-        ranges[:], groups[:] = batch.ranges, [batch.groups]
-        detection.add_prompts(batch.groups)
+    def begin(batch: Batch, recorded: bool) -> None:
+        ranges[:], groups[:] = batch.ranges, [batch.groups] if recorded else []
+        if recorded:
+            detection.add_prompts(batch.groups)
 
     def means(x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         return torch.stack([flat[begin:end].float().mean(0) for begin, end in ranges])
 
     def hook(layer: int) -> Callable[..., None]:
-        return lambda module, inputs, output: detection.add_activations(
-            layer, means(inputs[0]), means(output), groups[0]
-        )
+        def add(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+            for own in groups:
+                detection.add_activations(layer, means(inputs[0]), means(output), own)
+
+        return add
 
     handles = []
     try:
@@ -132,7 +140,8 @@ def observed(model: nn.Module, detection: Detection) -> Iterator[Callable[[Batch
             assert not isinstance(site.module, FusedFFN), "a fused FFN does not call its projections"
             last = getattr(site.module, list(site.projections.values())[-1])
             handles.append(last.register_forward_hook(hook(site.layer)))
-        yield begin
+        with gathering(model):
+            yield begin
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -123,15 +124,21 @@ class Detection:
                 about = json.loads(metadata["about"])
                 detection = cls(tuple(about.pop("pairs")), **about)
                 detection.provenance = json.loads(metadata["provenance"])
-                for name, tensor in detection._tensors().items():
-                    stored = file.get_tensor(name)
-                    if (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
-                        raise ValueError(f"{name} is {stored.dtype} {list(stored.shape)}, not {list(tensor.shape)}")
-                    tensor.copy_(stored)
+                sealed.add(file, detection._tensors())
             return detection
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: not readable as detection ({error}); score again") from error
 
-    def reload(self, path: Path) -> Self:
-        """A partial of the same pass (progress.py)."""
-        return self.load(path)
+    def save_part(self, path: Path) -> None:
+        """Writes what this rank has, in the middle of a pass; `take` reads it."""
+        self.save(path)
+
+    def take(self, parts: Sequence[Path]) -> None:
+        """Go on from what all ranks of a broken pass saved, `parts` in their order; this detection is empty before.
+
+        The sums of rank r of then go to rank r % ranks of now. Raises UserError naming a file that is no part.
+        """
+        for path in parts[distributed.rank() :: distributed.world()]:
+            part = self.load(path)
+            for name, tensor in self._tensors().items():
+                tensor += getattr(part, name)

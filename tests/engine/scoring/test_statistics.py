@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.scoring.statistics import Statistics, _count
-from slicetune.kernels.histogram import bins
+from slicetune.engine.scoring.statistics import Statistics
+from slicetune.kernels.histogram import bins, count
 
 SHAPE = SimpleNamespace(
     layers=3, widths={"gate": 5, "up": 5, "down": 4}, fan_in={"gate": 4, "up": 4, "down": 5}, intermediate=5
@@ -86,7 +86,7 @@ def test_counts_on_another_device_than_the_scores_are_the_same():
     stats = collect(torch.arange(SAMPLES), 1)
     for (layer, projection), values in scores.items():
         counts = torch.zeros(2, values.shape[1], 256, dtype=torch.int32)
-        _count(bins(values, -40), groups, counts)
+        count(bins(values, -40), groups, counts)
         assert torch.equal(counts, stats.histogram[projection][:, layer])
 
 
