@@ -21,7 +21,6 @@ from . import attention, baichuan, folders, packing
 from .config import ModelConfig
 from .large import parallel, partition
 
-
 Held = Literal["whole", "partitioned", "parallel"]
 
 

@@ -160,8 +160,8 @@ class ZeroEngine:
         `load_masters` must have put the low-precision parameters right before the engine was made: DeepSpeed's
         setters write the fp32 master alone.
         """
-        for group, partition in self._partitions():
-            self.client.create_state(partition, group_steps[group["update_group"].key])
+        for group, part in self._partitions():
+            self.client.create_state(part, group_steps[group["update_group"].key])
         for name, param in self.params.items():
             self._set(param, state[MASTER + name], None)
             for key in MOMENTS:
@@ -169,8 +169,8 @@ class ZeroEngine:
 
     def _create_state(self) -> None:
         """Zero moments for every flat partition, linked to the parameters."""
-        for _, partition in self._partitions():
-            self.client.create_state(partition)
+        for _, part in self._partitions():
+            self.client.create_state(part)
         private.link_states(self.optimizer)
 
     def _partitions(self) -> list[tuple[dict[str, Any], Tensor]]:

@@ -20,7 +20,7 @@ def shared(folder: str, held: str) -> nn.Module:
     return load_model(folder, ModelConfig(attention="eager"), torch.device("cpu"), held=held)
 
 
-def logits(folders: list[str], held: str, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any], int]]:
+def large_logits(folders: list[str], held: str, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any], int]]:
     """Of each model: its logits of `ids`, its buffers, and how many weights this rank has."""
     found = []
     for folder in folders:

@@ -17,6 +17,7 @@ from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.landermt import routing
 from slicetune.engine.methods.lora import Dora, Lora
 from slicetune.engine.models.config import ModelConfig
+from slicetune.engine.models.large.partition import same_sums
 from slicetune.engine.models.load import checkpoint_activations
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.run.config import RunConfig
@@ -27,7 +28,6 @@ from slicetune.engine.slices.optim import SparseColumnAdamW
 from slicetune.engine.training.compiled import compile_blocks
 from slicetune.engine.training.config import ZeroConfig
 from slicetune.engine.training.updates import Batcher
-from slicetune.engine.models.large.partition import same_sums
 
 LAYERS = 4
 
