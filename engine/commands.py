@@ -61,14 +61,18 @@ def _given(kind: type, words: Words, name: str, about: str | None, **options: An
 def score(words: Words) -> None:
     """Score neurons on labelled text: statistics.safetensors."""
     from .scoring import score as scoring
+    from .scoring.statistics import Statistics
 
     signals.install()
     given = _given(scoring.Arguments, words, "score", scoring.__doc__)
     if not any(word.partition("=")[0] == "--model.path" for word in words):
         raise UserError("--model.path is missing: name a Hugging Face folder or a hub id, or tiny, the embedded model")
     distributed.start()
-    stats = scoring.score(given.model, given.files, given.score, given.out, given.max_length)
+    scoring.write(given.model, given.files, given.score, Path(given.out), given.max_length)
     distributed.stop()
+    if distributed.rank():
+        return
+    stats = Statistics.sums(given.out)
     counts = ", ".join(f"{name} {n:,}" for name, n in zip(stats.groups, stats.samples.tolist(), strict=True))
     distributed.print0(f"{int(stats.samples.sum()):,} samples ({counts}), {stats.neurons:,} neurons → {given.out}")
 

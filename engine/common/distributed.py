@@ -188,6 +188,8 @@ def hand_to_first(owner: int, tensor: Tensor | None, shape: Sequence[int], dtype
     if rank() == owner:
         assert tensor is not None, "the owner has nothing to give"
         dist.send(tensor.to(device()).contiguous(), dst=0)
+        if device().type == "cuda":  # NCCL only queues it: many copies of host tensors would wait on the GPU
+            torch.cuda.current_stream().synchronize()
         return None
     received = torch.empty(tuple(shape), dtype=dtype, device=device())
     dist.recv(received, src=owner)

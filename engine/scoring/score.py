@@ -53,8 +53,13 @@ def score(
     Returns what `out` holds, read again on every rank. What `out` has already, of the same model, files and settings,
     is read instead. Raises UserError for files that cannot be used, and for an `out` of something else.
     """
+    write(model, files, config or ScoreConfig(), Path(out), max_length)
+    return Statistics.load(out)
+
+
+def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, out: Path, max_length: int) -> None:
+    """What `score` does but for reading `out`: no rank holds the histograms of all layers."""
     loading = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
-    config, out = config or ScoreConfig(), Path(out)
     if config.reuse:
         raise UserError("--score.reuse is of runs: here --out is read again if it is of the same files and settings")
     samples = distributed.first_rank_first(lambda: labelled.read(files))
@@ -62,12 +67,11 @@ def score(
     identity: dict[str, Any] = {"model": models.fingerprint(base), "files": contents(files)}
     identity |= {"score": of_stage(config, "score"), "max_length": max_length, "groups": labelled.groups(samples)}
     if out.is_file():
-        stats = Statistics.load(out)
-        if rows := differences(stats.provenance, json.loads(json.dumps(identity))):
+        if rows := differences(Statistics.sums(out).provenance, json.loads(json.dumps(identity))):
             table = "; ".join(f"{key}: {old} → {new}" for key, old, new in rows[:8])
             raise UserError(f"{out} was made with other settings ({table}): use another --out, or delete it")
         distributed.print0(f"{out} is there already")
-        return stats
+        return
     tokenizer = models.load_tokenizer(str(base))
     examples, dropped = labelled.encode(tokenizer, samples, max_length)
     for reason, count in sorted(dropped.items()):
@@ -86,10 +90,8 @@ def score(
     partial = out.with_name(f"{out.name}.partial")
     share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
     share.save(out, identity)
-    del share  # before the whole is read
     clear()
     distributed.first(lambda: shutil.rmtree(partial, ignore_errors=True))
-    return Statistics.load(out)
 
 
 def scored(

@@ -149,14 +149,3 @@ class Share(Statistics):
             except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
                 remedy = "delete the folder it lies in, and score again"
                 raise UserError(f"{path}: not readable as a part of statistics ({error}): {remedy}") from error
-
-    def _take_counts(self, file: Any, theirs: range) -> None:
-        """Those counts of `file`, which has the layers `theirs`, that lie here."""
-        for projection in self.widths:
-            stored = file.get_slice(f"histogram.{projection}")
-            if stored.get_shape() != (wanted := [len(self.groups), len(theirs), self.widths[projection], BINS]):
-                raise ValueError(f"histogram.{projection} is {stored.get_shape()}, not {wanted}")
-            for at, layer in enumerate(theirs):
-                if (counts := self._counts(layer, projection)) is not None:
-                    for group in range(len(self.groups)):
-                        counts[group] = stored[group, at].to(torch.int32).to(counts.device)

@@ -212,32 +212,46 @@ class Statistics:
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Statistics:
         """Reads what `save` wrote; histograms go to `device` piece by piece. Raises UserError naming the file."""
+        return cls._read(path, device, None)
+
+    @classmethod
+    def sums(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Reads what `save` wrote without the histograms: these are of no layer. Raises UserError as `load` does."""
+        return cls._read(path, "cpu", range(0))
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], device: str | torch.device, here: range | None) -> Statistics:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; run the scoring stage, which writes statistics.safetensors")
         sealed.check(Path(path), FORMAT, "delete it and score again")
         try:
             with safe_open(path, framework="pt") as file:
-                return cls._from_file(file, device)
+                return cls._from_file(file, device, here)
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise UserError(f"{path}: not readable as statistics ({error}); score again") from error
 
     @classmethod
-    def _from_file(cls, file: Any, device: str | torch.device) -> Statistics:
+    def _from_file(cls, file: Any, device: str | torch.device, here: range | None) -> Statistics:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
         about = json.loads(metadata["about"])
-        stats = cls(about.pop("groups"), _Namespace(about), about.pop("lowest_octave"), device)
+        stats = cls(about.pop("groups"), _Namespace(about), about.pop("lowest_octave"), device, here)
         stats.provenance = json.loads(metadata["provenance"])
         sealed.add(file, stats._small())
-        for projection, counts in stats.histogram.items():
-            stored = file.get_slice(f"histogram.{projection}")
-            if stored.get_shape() != list(counts.shape):
-                raise ValueError(f"histogram.{projection} is {stored.get_shape()}, not {list(counts.shape)}")
-            for group in range(counts.shape[0]):
-                for layer in range(counts.shape[1]):
-                    counts[group, layer] = stored[group, layer].to(torch.int32).to(device)
+        stats._take_counts(file, range(stats.layers))
         return stats
+
+    def _take_counts(self, file: Any, layers: range) -> None:
+        """Read those counts of an open file, which has `layers`, that are kept here; ValueError for another shape."""
+        for projection, width in self.widths.items():
+            stored = file.get_slice(f"histogram.{projection}")
+            if stored.get_shape() != (wanted := [len(self.groups), len(layers), width, BINS]):
+                raise ValueError(f"histogram.{projection} is {stored.get_shape()}, not {wanted}")
+            for at, layer in enumerate(layers):
+                if (counts := self._counts(layer, projection)) is not None:
+                    for group in range(len(self.groups)):
+                        counts[group] = stored[group, at].to(torch.int32).to(counts.device)
 
 
 def by_group(values: Tensor, groups: Tensor, count: int) -> Tensor:

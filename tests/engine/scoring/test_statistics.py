@@ -118,6 +118,10 @@ def test_file_comes_back_exactly(tmp_path, sentences):
     assert (back.groups, back.layers, back.widths, back.fan_in) == (["it", "law"], 3, SHAPE.widths, SHAPE.fan_in)
     assert [path.name for path in tmp_path.iterdir()] == ["statistics.safetensors"]
     back.add_scores(0, "gate", torch.ones(1, 5), torch.tensor([1]))  # counting goes on
+    sums = Statistics.sums(tmp_path / "statistics.safetensors")
+    assert all(torch.equal(sums._small()[name], tensor) for name, tensor in stats._small().items())
+    assert sums.neurons == stats.neurons
+    assert not any(counts.numel() for counts in sums.histogram.values())
 
 
 def damage_truncated(path):
