@@ -24,7 +24,6 @@ from ..evaluation import results
 from ..evaluation.report.run import table
 from ..models import load
 from ..models.shapes import ModelShape
-from ..training.metrics import reset_peak_memory
 from . import choose, measure, status, train
 from .config import RunConfig
 from .job import Job
@@ -47,7 +46,6 @@ def run_one(config: RunConfig, walk: Callable[[Run], Any] | None = None) -> Any:
     lock = Lock(Path(config.out))
     with lock, status.recorded(lock.out):
         torch.manual_seed(config.seed)
-        reset_peak_memory()
         if config.deterministic:
             be_deterministic()
         return (walk or Run.to_results)(Run(Job(config)))
@@ -186,7 +184,7 @@ class Run:
         about: dict[str, Any] = {"slicetune": __version__, "method": c.method.kind, "model": c.model.path}
         about |= {"train_sentences": c.train_sentences} if c.method.trains else {}
         about |= {"lost_targets": {name: asdict(lost) for name, lost in job.lost.items()}} if job.lost else {}
-        about |= {"seconds": self.stages.seconds(), "ranks": distributed.world()}
+        about |= {"seconds": self.stages.seconds(), "peak_memory": self.stages.peaks(), "ranks": distributed.world()}
         return measure.write_results(self.out, found, comet_said, about)
 
 

@@ -20,6 +20,7 @@ from ..common import distributed, signals
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.settings import differences, table
+from ..training.metrics import peak_memory, reset_peak_memory
 
 
 class Stages:
@@ -55,10 +56,12 @@ class Stages:
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
+        reset_peak_memory()
         with named(name):
             work()
-        distributed.barrier()
-        self.record[name] = {"settings": settings, "seconds": time.perf_counter() - start}
+        peak = int(distributed.agree(peak_memory()))
+        seconds = time.perf_counter() - start
+        self.record[name] = {"settings": settings, "seconds": seconds, "peak_memory_bytes": peak}
         if distributed.rank() == 0:
             write_json(self.path, self.record)
 
@@ -97,6 +100,11 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in their order."""
         return {name: entry["seconds"] for name, entry in self.record.items()}
+
+    def peaks(self) -> dict[str, int]:
+        """Peak bytes of the rank that held most, of every stage of which that is known."""
+        known = "peak_memory_bytes"
+        return {name: entry[known] for name, entry in self.record.items() if known in entry}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from slicetune.engine.data import tiny
 
-MEASURED = {"time", "tokens_per_second", "mfu", "peak_memory_bytes", "seconds", "report"}
+MEASURED = {"time", "tokens_per_second", "mfu", "peak_memory_bytes", "peak_memory", "seconds", "report"}
 """What a clock or the system says: it differs between any two runs."""
 
 

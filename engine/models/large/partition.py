@@ -38,8 +38,8 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     model, cut = weights.empty(folder, dtype, attention), private.Partitioner()
 
     def take(shard: Shard, key: str, name: str, empty: nn.Parameter) -> nn.Parameter:
-        first = distributed.rank() == 0
-        whole = shard.read(key).to(empty.dtype) if first else torch.empty(empty.shape, dtype=empty.dtype)
+        kept = {"device": distributed.device(), "dtype": empty.dtype}
+        whole = shard.read(key).to(**kept) if distributed.rank() == 0 else torch.empty(empty.shape, **kept)
         return cut(nn.Parameter(whole, requires_grad=False))
 
     weights.fill(model, folder, take)
