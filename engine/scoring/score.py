@@ -31,6 +31,7 @@ from ..data.tokenizer import spelling, tokens
 from ..models import kinds
 from ..models import load as models
 from ..models.config import ModelConfig
+from ..models.large import partition
 from ..models.shapes import ModelShape, from_config
 from . import window
 from .config import ScoreConfig
@@ -86,7 +87,8 @@ def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, o
     named = [(each.uid, each.input_ids) for each in examples]
     tokens.check(tokenizer, named, shape.vocab)
     kinds.look_at_lengths(models.config_json(base), named)
-    load = lambda: models.load_model(str(base), loading, distributed.device())  # noqa: E731
+    held = "partitioned" if partition.wanted(loading.partition, shape.parameters) else "whole"
+    load = lambda: models.load_model(str(base), loading, distributed.device(), held=held)  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
     share.save(out, identity)

@@ -14,6 +14,8 @@ import torch
 import toys
 
 from slicetune.engine.common import checkpoint, distributed
+from slicetune.engine.models.config import ModelConfig
+from slicetune.engine.models.load import load_model
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
@@ -84,16 +86,21 @@ def train_toys(disk: Any, out: str, overrides: dict[str, Any]) -> dict[str, torc
     return checkpoint.load(newest)[0]
 
 
-def score_toys(disk: Any, out: str, stop_after: int, rank: int = 0, world: int = 1, port: int = 0) -> dict[str, Any]:
+def score_toys(
+    disk: Any, out: str, stop_after: int, rank: int = 0, world: int = 1, port: int = 0, folder: str = ""
+) -> dict[str, Any]:
     """A rank's scoring pass that saves after every turn; after `stop_after` batches it is killed (0: not).
 
-    "saved" has the disk operations until each turn's save was done.
+    The model lies in `folder` and is partitioned, or is a toy that each rank has whole. "saved" has the disk
+    operations until each turn's save was done.
     """
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         distributed.start(timeout_minutes=2)
-    model, config, saved = toys.model(), ScoreConfig(tokens_per_batch=40), {}
+    config, saved = ScoreConfig(tokens_per_batch=40), {}
+    parts = {"config": ModelConfig(), "device": distributed.device(), "held": "partitioned"}
+    model = load_model(folder, **parts) if folder else toys.model()
     progress = Progress(Path(out), {"toy": 1}, minutes=0.0)
     share = Share(["a", "b"], from_config(model.config), -40, "cpu", rank, world)
     done = progress.resume(share)

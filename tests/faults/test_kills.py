@@ -16,6 +16,7 @@ from pathlib import Path
 import faults
 import pytest
 import torch
+import toys
 from fault_pool import KILLED, Killer, Trial
 
 from slicetune.engine.common import checkpoint
@@ -129,18 +130,24 @@ def test_a_broken_scoring_pass_ends_with_the_same_bits(killer, tmp_path):
         shutil.rmtree(out)
 
 
-def scoring(killers, out: Path, world: int, struck: int = -1, point: tuple[int, str] | None = None) -> list[Trial]:
-    """A scoring pass of so many ranks, one of which is killed at a disk operation."""
+def scoring(
+    killers, out: Path, world: int, struck: int = -1, point: tuple[int, str] | None = None, folder: str = ""
+) -> list[Trial]:
+    """A scoring pass of so many ranks, one of which is killed at a disk operation; with `folder`'s model in parts."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     for rank, killer in enumerate(killers[:world]):
-        killer.start("score_toys", str(out), 0, rank, world, port, kill=point if rank == struck else None)
+        killer.start("score_toys", str(out), 0, rank, world, port, folder, kill=point if rank == struck else None)
     return [killer.results.get(timeout=300) for killer in killers[:world]]
 
 
 def test_two_ranks_of_which_one_is_killed_in_scoring_go_on_from_its_last_save(killers, tmp_path):
-    """At any disk operation, of two ranks' saves and their pruning; gone on with by two ranks, or by one."""
+    """At any disk operation, of two ranks' saves and their pruning; gone on with by two ranks, or by one.
+
+    Every other pass that is killed has the model in parts.
+    """
+    toys.model().save_pretrained(tmp_path / "model")
     whole = scoring(killers, tmp_path / "whole", 2)
     assert [trial.code for trial in whole] == [0, 0], whole[0].error + whole[1].error
     saved = [trial.value.pop("saved") for trial in whole]
@@ -148,7 +155,8 @@ def test_two_ranks_of_which_one_is_killed_in_scoring_go_on_from_its_last_save(ki
     for number in range(max(4, TRIALS // 3)):
         struck, world, out = number % 2, 2 - number // 2 % 2, tmp_path / str(number)
         point = (draw.randint(1, len(whole[struck].operations)), draw.choice(faults.MOMENTS))
-        assert scoring(killers, out, 2, struck, point)[struck].code == KILLED
+        folder = str(tmp_path / "model") if number % 4 in (0, 3) else ""
+        assert scoring(killers, out, 2, struck, point, folder)[struck].code == KILLED
         again = scoring(killers, out, world)
         assert [trial.code for trial in again] == [0] * world, again[0].error
         before = [0, *(done for done, count in saved[struck].items() if count < point[0])]

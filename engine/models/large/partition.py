@@ -30,6 +30,19 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(map(private.is_partitioned, model.parameters()))
 
 
+def wanted(choice: str, weights: int) -> bool:
+    """What --model.partition is for a command without a dry run: `auto` is on where half a GPU does not hold the model.
+
+    `weights` is their number; printed where it is on.
+    """
+    if choice != "auto" or distributed.world() == 1 or not torch.cuda.is_available():
+        return choice == "on"
+    size, memory = 2 * weights, torch.cuda.mem_get_info()[1]
+    if 2 * size > memory:
+        distributed.print0(f"partition on: the weights take {size / 1e9:.1f} GB of a GPU's {memory / 1e9:.1f}")
+    return 2 * size > memory
+
+
 def load(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     """The model in `folder`, partitioned; a collective. `attention` is transformers' name of an implementation.
 

@@ -1,4 +1,7 @@
-"""Two-rank torchrun jobs that get signals and kills while scoring, training and decoding, and then go on."""
+"""Two-rank torchrun jobs that get signals and kills while scoring, training and decoding, and then go on.
+
+The jobs that are struck have the model in parts, of half of the kills: they end with the bits of whole replicas.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ MANY = {
     "data.test-sentences": "60",
     "evaluate.batch-size": "2",
 }
+PARTS = {"model.partition": "on"}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +55,10 @@ def results(out: Path) -> dict:
     return bits | texts | {"systems": json.loads((out / "results.json").read_text())["systems"]}
 
 
-def stop(base: Path, out: Path, words: str, strike) -> dict:
+def stop(base: Path, out: Path, words: str, strike, **flags: str) -> dict:
     """Start, wait until `words` are printed, strike at the job; how status.json says that it ended."""
     log = out.with_suffix(".log")
-    agent = start(TWO_RANKS, base, out, log, **SLOW, **MANY)
+    agent = start(TWO_RANKS, base, out, log, **SLOW, **MANY, **flags)
     try:
         wait_for(log, words, agent)
         strike(agent)
@@ -87,11 +91,11 @@ def test_signals_in_every_stage_lose_nothing(base, unbroken, tmp_path):
         ("caneft: it:", to_agent(signal.SIGTERM)),  # the first of five test sets is translated
     ]
     for words, strike in ends if KILLS else (ends[0], ends[3]):
-        ended = stop(base, out, words, strike)
+        ended = stop(base, out, words, strike, **PARTS)
         assert (ended["state"], ended["exit_code"]) == ("interrupted", 75), ended["log"][-3000:]
         assert "error: interrupted by a signal while" in ended["log"]
         assert "engine/run/run.py" not in ended["log"], "a traceback of ours"
-    output = finish(start(TWO_RANKS, base, out, **SLOW, **MANY))
+    output = finish(start(TWO_RANKS, base, out, **SLOW, **MANY, **PARTS))
     assert "caneft: it: translated before" in output
     assert status.read(out)["state"] == "complete"
     assert results(out) == results(unbroken)
@@ -101,7 +105,7 @@ def test_signals_in_every_stage_lose_nothing(base, unbroken, tmp_path):
 def test_a_killed_job_goes_on_to_the_same_bits(base, unbroken, tmp_path, trial):
     """kill -9 of one rank, or of agent and ranks at once as when a machine fails; `make faults` does ten."""
     draw, out = random.Random(trial), tmp_path / "out"
-    words = ("[train]", "[score]", "[translate]")[trial % 3]
+    words, how = ("[train]", "[score]", "[translate]")[trial % 3], PARTS if trial % 4 < 2 else {}
 
     def strike(agent):
         time.sleep(draw.uniform(0, 1))
@@ -109,8 +113,8 @@ def test_a_killed_job_goes_on_to_the_same_bits(base, unbroken, tmp_path, trial):
         for pid in [agent.pid, *victims] if trial % 2 else [draw.choice(victims)]:
             os.kill(pid, signal.SIGKILL)
 
-    ended = stop(base, out, words, strike)
+    ended = stop(base, out, words, strike, **how)
     assert ended["state"] in ("running", "failed"), ended["log"][-3000:]
-    finish(start(TWO_RANKS, base, out, **SLOW, **MANY))
+    finish(start(TWO_RANKS, base, out, **SLOW, **MANY, **how))
     assert status.read(out)["state"] == "complete"
     assert results(out) == results(unbroken)
