@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -230,3 +231,29 @@ def test_a_wrong_export_is_found_while_it_is_read(tmp_path, monkeypatch):
     found = live.compare(base, run, Lora(rank=2))
     assert (found.streamed, found.ok) == (True, False)
     assert "NOT THE TRAINED MODEL'S" in str(found)
+
+
+def test_a_model_whose_layers_cannot_be_read_one_by_one_is_not_compared(tmp_path, monkeypatch):
+    base, run = run_of(tmp_path, Lape(), torch.float32)
+    monkeypatch.setattr(live, "WHOLE", 0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    real = Phi3ForCausalLM.forward
+
+    def borrows(self, *args, **kwargs):  # a weight of a block that is not at work
+        out = real(self, *args, **kwargs)
+        out.logits = out.logits + self.model.layers[0].mlp.down_proj.weight.sum()
+        return out
+
+    monkeypatch.setattr(Phi3ForCausalLM, "forward", borrows)
+    found = live.compare(base, run, Lape())
+    assert found.ok
+    assert "not compared with the trained model, whose " in str(found)
+
+
+def test_where_a_model_is_held(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (live._room(memory // 4), live._room(memory // 4 + 1)) == ("cpu", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory, memory))
+    assert (live._room(memory // 2), live._room(memory)) == ("cuda", "")
