@@ -214,11 +214,20 @@ def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of a model that ran under ZeRO-3: DeepSpeed keeps each one in a list of its own."""
+    """Let go of a model that ran under ZeRO-3, which DeepSpeed keeps in a list, and by each method call that it caches.
+
+    Its parameters hold functions that hold them: memory comes back with the next collection of garbage.
+    """
     from deepspeed.runtime.zero import parameter_offload
 
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [module for module in stack if module is not model]
+    cached = vars(parameter_offload.PartitionedParameterCoordinator)[
+        "_PartitionedParameterCoordinator__params_to_release"
+    ]
+    for cell in cached.__closure__:
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 @contextlib.contextmanager

@@ -65,9 +65,14 @@ def load_routed(
 
     `held` is load_model's. Raises UserError for a folder without routes, or with those of another model.
     """
-    if not (Path(folder) / ROUTES).is_file():
-        raise UserError(f"{folder}: no {ROUTES} in it: name the model/ folder of a LANDeRMT run")
-    routes = Routes.load(Path(folder) / ROUTES)
+    routes = routes_in(Path(folder))
     model = load_model(str(folder), config or ModelConfig(), device or torch.device("cpu"), held=held)
     route(model, routes)
     return model
+
+
+def routes_in(folder: Path) -> Routes:
+    """Those of a run's `model/` folder. Raises UserError for a folder without them."""
+    if not (folder / ROUTES).is_file():
+        raise UserError(f"{folder}: no {ROUTES} in it: name the model/ folder of a LANDeRMT run")
+    return Routes.load(folder / ROUTES)

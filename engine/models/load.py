@@ -5,6 +5,7 @@ Weights go straight to their device; no pickle and no remote code is read. Next:
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from pathlib import Path
@@ -124,6 +125,7 @@ def load_model(
     `held` is what this rank has of it: the whole; a part of each weight, which runs within `partition.gathering`; or
     the layers' parts of `parallel.load`, which decode. Every rank calls it then.
     """
+    gc.collect()  # a model that ran under DeepSpeed before is a circle of references
     folder = snapshot(path)
     about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
     attention.register()

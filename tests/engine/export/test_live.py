@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import toys
 from safetensors.torch import load_file, save_file
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from slicetune.engine.common import checkpoint
 from slicetune.engine.common.checkpoint import MASTER
 from slicetune.engine.common.settings import as_dict
+from slicetune.engine.export import live
 from slicetune.engine.export.audit import audit
 from slicetune.engine.export.live import CHOSEN
 from slicetune.engine.export.model import export_model
 from slicetune.engine.methods.base import Full
+from slicetune.engine.methods.landermt.patches import trained as trained_routes
+from slicetune.engine.methods.landermt.settings import Landermt
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Dora, Lora
@@ -162,3 +167,93 @@ def test_without_the_checkpoint_the_audit_says_that_nothing_was_compared(tmp_pat
     report = audit(base, run)
     assert report.ok
     assert "logits: not compared with the trained model, whose checkpoint is not there any more" in str(report)
+
+
+METHODS = [Lape(), Full(), LlamaPro(blocks=1), Lora(rank=2), Dora(rank=2)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)
+@pytest.mark.parametrize(("dtype", "export"), [("bfloat16", "auto"), ("float32", "auto"), ("float32", "bfloat16")])
+def test_a_model_that_is_read_while_it_computes_gives_the_same_logits(method, dtype, export, tmp_path, monkeypatch):
+    base, run = run_of(tmp_path, method, getattr(torch, dtype), export)
+    seen, logits = [], live._logits
+    monkeypatch.setattr(live, "_logits", lambda model: seen.append(logits(model)) or seen[-1])
+    whole = live.compare(base, run, method)
+    monkeypatch.setattr(live, "WHOLE", 0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    streamed = live.compare(base, run, method)
+    assert (whole.streamed, streamed.streamed) == (False, True)
+    assert (whole.why_not, streamed.why_not) == ("", "")
+    assert streamed.ok
+    for one, other in zip(seen[:2], seen[2:], strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5)
+    assert str(streamed).endswith("as loaded by from_pretrained, both read from the disk block by block")
+
+
+def routed_run(tmp_path: Path, kind: str) -> tuple[Path, Path, Landermt]:
+    """A LANDeRMT run's folder: its routes, the checkpoint that it exported, with learned shares, and its model."""
+    made = {"llama": toys.model, "bloom": toys.bloom}[kind]()
+    units = {"llama": toys.INTERMEDIATE, "bloom": 4 * toys.HIDDEN}[kind]
+    base, run, method = tmp_path / "base", tmp_path / "run", Landermt(attention=True)
+    made.save_pretrained(base)
+    routes = toys.routes(units, car="learned")
+    run.mkdir()
+    routes.save(run / method.chosen_file)
+    method.prepare(made, routes, groups=routes.pairs)
+    draw = torch.Generator().manual_seed(0)
+    trained = {n: p.detach() for n, p in made.named_parameters() if p.requires_grad}
+    masters = {MASTER + n: p + 0.1 * torch.randn(p.shape, generator=draw) for n, p in trained.items()}
+    checkpoint.save(run / "checkpoints/step-1", masters, {"step": 1})
+    (run / CHOSEN).write_text(json.dumps({"checkpoint": "checkpoints/step-1"}))
+    export_model(base, method.patches(base, routes, masters), run / "model")
+    trained_routes(base, routes, masters).save(run / "model" / method.chosen_file)
+    return base, run, method
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_a_routed_model_that_is_read_while_it_computes(kind, tmp_path, monkeypatch):
+    base, run, method = routed_run(tmp_path, kind)
+    seen, logits = [], live._logits
+    monkeypatch.setattr(live, "_logits", lambda model: seen.append(logits(model)) or seen[-1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert live.compare(base, run, method).ok
+    monkeypatch.setattr(live, "WHOLE", 0.0)
+    streamed = live.compare(base, run, method)
+    assert (streamed.ok, streamed.streamed, streamed.why_not) == (True, True, "")
+    assert all(torch.allclose(seen[0], other, rtol=0, atol=1e-5) for other in seen[1:])
+
+
+def test_a_wrong_export_is_found_while_it_is_read(tmp_path, monkeypatch):
+    base, run = run_of(tmp_path, Lora(rank=2), torch.float32)
+    edit_tensor(run / "model", lambda t: t[40].mul_(1.05))
+    monkeypatch.setattr(live, "WHOLE", 0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = live.compare(base, run, Lora(rank=2))
+    assert (found.streamed, found.ok) == (True, False)
+    assert "NOT THE TRAINED MODEL'S" in str(found)
+
+
+def test_a_model_whose_layers_cannot_be_read_one_by_one_is_not_compared(tmp_path, monkeypatch):
+    base, run = run_of(tmp_path, Lape(), torch.float32)
+    monkeypatch.setattr(live, "WHOLE", 0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    real = Phi3ForCausalLM.forward
+
+    def borrows(self, *args, **kwargs):  # a weight of a block that is not at work
+        out = real(self, *args, **kwargs)
+        out.logits = out.logits + self.model.layers[0].mlp.down_proj.weight.sum()
+        return out
+
+    monkeypatch.setattr(Phi3ForCausalLM, "forward", borrows)
+    found = live.compare(base, run, Lape())
+    assert found.ok
+    assert "not compared with the trained model, whose " in str(found)
+
+
+def test_where_a_model_is_held(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (live._room(memory // 4), live._room(memory // 4 + 1)) == ("cpu", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory, memory))
+    assert (live._room(memory // 2), live._room(memory)) == ("cuda", "")

@@ -99,6 +99,11 @@ def test_a_model_larger_than_a_gpu_fits_partitioned(recipe, gpus, gigabytes, off
     out = capsys.readouterr().out
     assert re.search(rf"^partition on: decoding with a replica takes 15\d\.\d GB of a GPU's {gigabytes}\.0$", out, re.M)
     assert out.splitlines()[-1] == "  all stages fit as set"
+    page = (FOLDER / "README.md").read_text()
+    row = page[page.index(f"| {load(path).shape}: scoring") :].splitlines()
+    for stage, cells in zip(("scoring", "training", "decoding"), row, strict=False):
+        size = re.search(rf"^  {stage}, partition on .* ([\d.]+) GB fits      ← as set", out, re.M)[1]
+        assert cells.strip("| ").split(" | ")[2 if gpus == 8 else 3] == size, stage
 
 
 def test_dry_run_of_tiny_builds_nothing(offline, monkeypatch, capsys):
