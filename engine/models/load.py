@@ -20,7 +20,7 @@ from ..data import tiny
 from ..data.tokenizer import spelling, tokens
 from . import attention, baichuan, folders, packing
 from .config import ModelConfig
-from .large import parallel, partition
+from .large import parallel, partition, plan
 
 Held = Literal["whole", "partitioned", "parallel"]
 
@@ -166,11 +166,11 @@ def _replica(folder: Path, device: torch.device, dtype: torch.dtype, attention: 
 
 
 def ranks_together(folder: Path) -> int:
-    """How many ranks decode the model in `folder` together (parallel.together); 1: each one by itself."""
+    """How many ranks decode the model in `folder` together (plan.together); 1: each one by itself."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return parallel.together(config, distributed.world(), distributed.local_world())
+    return plan.together(config, distributed.world(), distributed.local_world())
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from ..common.files import first_line
 from ..data.tiny.pretrain import SIZES
 from . import kinds
 from .baichuan import llama_config
+from .large.plan import has_plan
 from .sites import FFNSite, find_ffns, model_without_weights
 
 
@@ -250,7 +251,7 @@ def of_model(model: nn.Module, name: str = "") -> ModelShape:
         softcap=getattr(config, "attn_logit_softcapping", None) is not None,
         backends=any(supports.values()),
         takes_positions=kinds.takes_positions(model),
-        tensor_parallel=bool(getattr(config, "base_model_tp_plan", None)),
+        tensor_parallel=has_plan(config),
     )
 
 

@@ -54,11 +54,12 @@ class Job(Inputs):
         self.lost: dict[str, spelling.Lost] = distributed.share_object(distributed.first(lost))
         for name, targets in self.lost.items():
             distributed.print0(targets.line(name))
-        memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+        memory = None
+        if torch.cuda.is_available():  # the smallest one's: all ranks decide alike
+            memory = int(distributed.agree(torch.cuda.mem_get_info()[1], "min"))
         self.partitioned, why = partition(config, self.shape, distributed.world(), memory)
         distributed.print0(self._capabilities())
-        if why:
-            distributed.print0(why)
+        distributed.print0(why)
 
     @property
     def stage(self) -> int:

@@ -1,17 +1,16 @@
 """Decoding a model that one GPU does not hold: its layers are cut among ranks that compute every token together.
 
-    model = load(Path("models/llama-70b"), torch.bfloat16, "sdpa", together(config, world=16, node=8))
+    model = load(Path("models/llama-70b"), torch.bfloat16, "sdpa", size=8)
 
-Which layer is cut how is transformers' own plan of the architecture (`base_model_tp_plan`): by rows, each rank has some
-output channels, or by columns, each rank has a summand of the output. transformers' own engine for it wants all ranks
-in one group, which 16 ranks and 8 key heads cannot be, and its tensors of tensors cost a dispatch a layer and token.
+Which layer is cut how is transformers' own plan (plan.py): by rows, each rank has some output channels, or by columns,
+each rank has a summand of the output. transformers' own engine for it wants all ranks in one group, which 16 ranks and
+8 key heads cannot be.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,26 +19,7 @@ from torch import Tensor, nn
 from ...common import distributed, private
 from ...common.shards import Shard
 from . import weights
-
-AXES = {"colwise": 0, "colwise_gather_output": 0, "rowwise": 1, "rowwise_split_input": 1}
-"""A plan's word for a layer → the axis of its weight [out, in] that is cut."""
-WHOLE = "replicated_with_grad_allreduce"
-"""The word for one that every rank has whole."""
-
-
-def together(config: Any, world: int, node: int) -> int:
-    """How many ranks decode together: most of a node that can (of all, where a node has one rank); 1 where none can.
-
-    `config` is a Hugging Face config, `node` the ranks of one machine. Attention heads, key heads and FFN units must
-    divide evenly, and transformers must have a plan.
-    """
-    plan = getattr(config, "base_model_tp_plan", None) or {}
-    if not plan or not set(plan.values()) <= {*AXES, WHOLE}:
-        return 1
-    heads = config.num_attention_heads
-    sizes = heads, getattr(config, "num_key_value_heads", None) or heads, config.intermediate_size
-    fits = [n for n in range(1, world + 1) if world % n == 0 and not any(size % n for size in sizes)]
-    return max((n for n in fits if node % n == 0 and n > 1), default=max(fits))
+from .plan import AXES
 
 
 def shares(model: nn.Module) -> tuple[int, int]:

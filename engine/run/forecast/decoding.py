@@ -1,33 +1,39 @@
-"""Memory of one GPU while decoding: a whole model on each rank, or one cut over several by tensor parallelism.
+"""Memory of one GPU while decoding: a whole model on each rank, one cut over several by tensor parallelism, or, where
+that cannot be, ZeRO-3's parts, gathered block by block for every token (models/large).
 
-transformers' plans cut a block's linear layers, the output head and the embeddings; 5.17 leaves the embeddings whole
-where they are not the head, and so they are counted. Heads are not cut, so the ranks that share a model are as many as
-divide its heads: of 16 ranks and 8 key heads two groups of 8. Next: memory_report.py.
+Heads are not cut, so the ranks that share a model are as many as divide its heads: of 16 ranks and 8 key heads two
+groups of 8. Next: memory_report.py.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
+from ...models.large.plan import most
 from ...models.shapes import ModelShape
 from ..config import RunConfig
-from .memory import Part, partitioned, value_bytes
+from .memory import Part, gathered, partitioned, value_bytes
+
+NODE = 8
+"""GPUs of a machine, as far as a dry run knows."""
 
 
-def tensor_ranks(shape: ModelShape, world: int) -> int:
-    """Ranks of `world` that share one model while decoding; 1 where transformers has no plan to cut it."""
-    return math.gcd(world, shape.heads, shape.kv_heads) if shape.tensor_parallel else 1
+def tensor_ranks(config: RunConfig, shape: ModelShape, world: int) -> int:
+    """Ranks of `world` that decode together; 1 where transformers has no plan, or the method's layers are its own."""
+    if not shape.tensor_parallel or config.method.routed or (config.method.trains and not config.method.merges):
+        return 1
+    return most(world, min(world, NODE), shape.heads, shape.kv_heads, shape.intermediate)
 
 
 def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:
     """Memory of one of `world` ranks while it decodes a batch of the longest prompts to the longest answers."""
     width, batch = value_bytes(config), config.evaluate.batch_size
     prompt, new = config.data.max_length, config.evaluate.max_new_tokens
-    ranks = tensor_ranks(shape, world) if partitioned(config) else 1
+    ranks = tensor_ranks(config, shape, world) if partitioned(config) else 1
     over, token = f" / {ranks} ranks" if ranks > 1 else "", shape.layers * 2 * shape.kv_heads * shape.head_dim * width
     values = 3 * shape.intermediate // ranks + 4 * shape.hidden
     return [
-        _weights(shape, width, ranks),
+        *_weights(config, shape, world, ranks),
         Part(
             "keys and values",
             f"{batch} sentences × ({prompt:,} + {new:,} tokens) × {token:,} B{over}",
@@ -42,10 +48,15 @@ def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:
     ]
 
 
-def _weights(shape: ModelShape, width: int, ranks: int) -> Part:
+def _weights(config: RunConfig, shape: ModelShape, world: int, ranks: int) -> Iterator[Part]:
+    width, embeddings = value_bytes(config), shape.vocab * shape.hidden
     if ranks == 1:
-        return Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width)
-    whole = 0 if shape.tied else shape.vocab * shape.hidden
-    cut = shape.parameters - whole
-    formula = f"{cut:,} × {width} B / {ranks} ranks" + (f" + {whole:,} (embeddings) × {width} B" if whole else "")
-    return Part("weights", formula, cut * width // ranks + whole * width)
+        parts = world if partitioned(config) else 1
+        formula = f"{shape.parameters:,} × {width} B" + (f" / {parts} ranks" if parts > 1 else "")
+        yield Part("weights", formula, shape.parameters * width // parts)
+        if parts > 1:
+            yield gathered(config, shape)
+        return
+    cut = shape.parameters - embeddings
+    formula = f"{cut:,} × {width} B / {ranks} ranks + {embeddings:,} (embeddings) × {width} B"
+    yield Part("weights", formula, cut * width // ranks + embeddings * width)

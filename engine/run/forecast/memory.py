@@ -151,10 +151,10 @@ def _frozen(config: RunConfig, shape: ModelShape, world: int) -> Iterator[Part]:
         yield Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width)
         return
     yield Part("weights", f"{shape.parameters:,} × {width} B{_over(world)}", shape.parameters * width // world)
-    yield _gathered(config, shape)
+    yield gathered(config, shape)
 
 
-def _gathered(config: RunConfig, shape: ModelShape) -> Part:
+def gathered(config: RunConfig, shape: ModelShape) -> Part:
     """Whole weights for a moment: of a block, of the next one that is fetched ahead, of the embeddings or the head."""
     width, blocks, head = value_bytes(config), min(2, shape.layers), shape.vocab * shape.hidden
     formula = f"({blocks} × {shape.block_parameters:,} (a block, and one ahead) + {head:,} (output head)) × {width} B"
@@ -211,7 +211,7 @@ def training(
         *_transient(config, shape, tokens),
     ]
     if stage == 3:
-        parts.insert(1, _gathered(config, shape))
+        parts.insert(1, gathered(config, shape))
     return parts
 
 

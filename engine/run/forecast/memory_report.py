@@ -65,15 +65,15 @@ def training(
 
 def decoding(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> list[str]:
     """What a GPU holds while decoding, and the remedy as above."""
-    parts, ranks = decoding_parts(config, shape, world), tensor_ranks(shape, world)
+    parts, ranks = decoding_parts(config, shape, world), tensor_ranks(config, shape, world)
     lines = [f"Memory of one GPU while decoding{_partitioned(config)}", *_table(parts)]
     if memory.partitioned(config) and ranks < world:
-        why = f"groups of {ranks} rank(s) share a model" if ranks > 1 else "each rank holds the whole model"
-        plan = "its heads can be cut no further" if shape.tensor_parallel else "transformers has no plan to cut it"
-        lines.append(f"  {why}: {plan}")
+        many = f"groups of {ranks} ranks share a model: its heads can be cut no further"
+        slow = "each token gathers all weights, which is slow: this model or method cannot be cut by tensors"
+        lines.append(f"  {many if ranks > 1 else slow}")
     if too_large(parts, gpu_memory):
         fewer = f"a smaller --evaluate.batch-size than {config.evaluate.batch_size}"
-        more = [PARTITION] if not memory.partitioned(config) and ranks > 1 else []
+        more = [PARTITION] if not memory.partitioned(config) and world > 1 else []
         remedies = [fewer, *more] if parts[0].bytes < USABLE * gpu_memory else more or ["a larger GPU"]
         lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines

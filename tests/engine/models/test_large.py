@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.large import parallel, partition
+from slicetune.engine.models.large import partition, plan
 from slicetune.engine.models.load import load_model
 
 KINDS = (
@@ -63,7 +63,7 @@ def test_a_partitioned_model_is_the_whole_one_bit_for_bit(pool, folders):
 
 
 def test_a_model_cut_by_tensors_has_the_logits_of_the_whole_one(pool, folders):
-    cut = {k: f for k, f in folders.items() if parallel.together(AutoConfig.from_pretrained(f), 2, 2) == 2}
+    cut = {k: f for k, f in folders.items() if plan.together(AutoConfig.from_pretrained(f), 2, 2) == 2}
     assert folders.keys() - cut.keys() == {"bloom", "falcon, ALiBi", "gptj"}  # transformers has no plan for them
     ranks = pool.run("shared_logits", [str(f) for f in cut.values()], "parallel", IDS)
     for kind, mine, other in zip(cut, *ranks, strict=True):
@@ -109,9 +109,9 @@ def test_how_many_ranks_decode_together(world, node, heads, size):
     config = SimpleNamespace(
         base_model_tp_plan=plan, num_attention_heads=64, num_key_value_heads=heads, intermediate_size=28672
     )
-    assert parallel.together(config, world, node) == size
+    assert plan.together(config, world, node) == size
     config.base_model_tp_plan = {"layers.*.mlp.experts": "moe"}
-    assert parallel.together(config, world, node) == 1
+    assert plan.together(config, world, node) == 1
 
 
 def test_limits_hold_two_blocks_and_the_head():

@@ -117,7 +117,7 @@ def test_training_partitioned_is_stage_3s():
     [(LLAMA70, 8, 8), (LLAMA70, 16, 8), (LLAMA70, 6, 2), (known("Qwen2.5-7B"), 8, 4), (BLOOM, 8, 1), (LLAMA70, 1, 1)],
 )
 def test_heads_are_not_cut(shape, world, ranks):
-    assert tensor_ranks(shape, world) == ranks
+    assert tensor_ranks(config("on"), shape, world) == ranks
     assert shape.kv_heads % ranks == shape.heads % ranks == world % ranks == 0
 
 
@@ -126,11 +126,13 @@ def test_decoding():
     assert (whole["weights"], cut["weights"]) == (2 * P, 2 * (P - HEAD) // 8 + 2 * HEAD)
     assert whole["keys and values"] == 80 * 2 * 8 * 128 * 2 * 32 * (512 + 256) == 8 * cut["keys and values"]
     text = dry_run_text(config("on"), LLAMA70, 16, 40 * GIGA)
-    assert "  groups of 8 rank(s) share a model: its heads can be cut no further" in text
+    assert "  groups of 8 ranks share a model: its heads can be cut no further" in text
     small = dry_run_text(config("off"), LLAMA8, 8, 20 * GIGA)
     assert "too large for 20.0 GB: a smaller --evaluate.batch-size than 32, or --model.partition on" in small
     bloom = dry_run_text(config("on"), BLOOM, 8, 12 * GIGA)
-    assert "each rank holds the whole model: transformers has no plan to cut it" in bloom
+    assert "each token gathers all weights, which is slow: this model or method cannot be cut by tensors" in bloom
+    assert parts(decoding(config("on"), BLOOM, 8))["weights"] == 2 * BLOOM.parameters // 8
+    assert "gathered weights" in parts(decoding(config("on", method=Landermt()), LLAMA70, 8))
 
 
 def test_what_is_cut_is_what_transformers_plan_cuts():
@@ -147,9 +149,11 @@ def test_what_is_cut_is_what_transformers_plan_cuts():
         assert layers - {"embed_tokens"} == linears
 
 
-def test_a_tied_head_is_cut():
+def test_a_tied_head_stays_whole():
+    """It is the embedding."""
     tied = known("SmolLM2-135M")
-    assert parts(decoding(config("on"), tied, 3))["weights"] == 2 * tied.parameters // 3
+    table = tied.vocab * tied.hidden
+    assert parts(decoding(config("on"), tied, 3))["weights"] == 2 * (tied.parameters - table) // 3 + 2 * table
 
 
 def last_line(text: str) -> str:

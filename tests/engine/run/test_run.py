@@ -122,17 +122,25 @@ def test_a_changed_setting_is_refused_with_its_difference(finished, base):
     assert "Traceback (most recent call last):\n  File" not in output.split("error:")[0]
 
 
-def test_two_agents_finish_a_run_together(base, tmp_path):
-    """`--nnodes 2`: two torchrun agents, as on two machines, one rank each."""
+def test_two_agents_finish_a_run_together(base, finished, tmp_path):
+    """`--nnodes 2`: two torchrun agents, as on two machines, one rank each, with the model in parts.
+
+    Statistics, weights and translations are those of two whole replicas, bit for bit.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     address = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    agents = [start([*address, "--node_rank", str(r)], base, tmp_path / "out") for r in (0, 1)]
+    parts = {"model.partition": "on"}
+    agents = [start([*address, "--node_rank", str(r)], base, tmp_path / "out", **parts) for r in (0, 1)]
     outputs = [finish(agent) for agent in agents]
     assert "seen, mean" in outputs[0]
     assert "seen, mean" not in outputs[1]
     assert audit(base, tmp_path / "out").ok
+    texts = [str(f.relative_to(finished[0])) for f in sorted((finished[0] / "translations").glob("*/*.en"))]
+    assert len(texts) == 15  # two systems and the references
+    for name in ("statistics.safetensors", "model/model.safetensors", "delta/delta.safetensors", *texts):
+        assert (tmp_path / "out" / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
 def test_packed_sentences_of_the_recipe_do_not_interact(base):
