@@ -6,8 +6,8 @@ from typing import Any
 
 AXES = {"colwise": 0, "colwise_gather_output": 0, "rowwise": 1, "rowwise_split_input": 1}
 """A plan's word for a layer → the axis of its weight [out, in] that is cut."""
-WHOLE = "replicated_with_grad_allreduce"
-"""The word for one that every rank has whole."""
+WHOLE = ("replicated_with_grad_allreduce", "embedding_rowwise")
+"""The words for what every rank has whole: norms, and embeddings, whose rows cost a look-up and no product."""
 
 
 def together(config: Any, world: int, node: int) -> int:
@@ -24,7 +24,7 @@ def together(config: Any, world: int, node: int) -> int:
 def has_plan(config: Any) -> bool:
     """Whether transformers says how to cut the architecture, in words that are known here."""
     plan = getattr(config, "base_model_tp_plan", None) or {}
-    return bool(plan) and set(plan.values()) <= {*AXES, WHOLE}
+    return bool(plan) and set(plan.values()) <= {*AXES, *WHOLE}
 
 
 def most(world: int, node: int, *sizes: int) -> int:

@@ -105,10 +105,8 @@ def test_a_head_that_is_tied_and_differs_is_refused(pool, tmp_path):
 )
 def test_how_many_ranks_decode_together(world, node, heads, size):
     """Key heads must divide, and ranks of one machine go together where there are several."""
-    plan = {"layers.*.mlp.down_proj": "rowwise"}
-    config = SimpleNamespace(
-        base_model_tp_plan=plan, num_attention_heads=64, num_key_value_heads=heads, intermediate_size=28672
-    )
+    config = SimpleNamespace(num_attention_heads=64, num_key_value_heads=heads, intermediate_size=28672)
+    config.base_model_tp_plan = {"layers.*.mlp.down_proj": "rowwise"}
     assert plan.together(config, world, node) == size
     config.base_model_tp_plan = {"layers.*.mlp.experts": "moe"}
     assert plan.together(config, world, node) == 1
