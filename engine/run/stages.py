@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -56,6 +57,7 @@ class Stages:
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
+        gc.collect()  # the model of the stage before can be a circle of references
         reset_peak_memory()
         with named(name):
             work()
