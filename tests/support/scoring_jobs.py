@@ -10,12 +10,15 @@ from unittest import mock
 
 import torch
 import toys
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from slicetune.engine.common import checkpoint, distributed, sealed
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.methods.landermt.detect import detect, prompt_only
 from slicetune.engine.methods.landermt.detection import Detection
+from slicetune.engine.models.config import ModelConfig
+from slicetune.engine.models.load import load_model
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import score
@@ -101,23 +104,28 @@ def save_on_a_full_disk(out: str) -> str:
     return ""
 
 
-def run_together(partitioned: bool) -> tuple[list[int], dict[str, torch.Tensor]]:
-    """Score, then detect, odd numbers of batches: how often the model ran on this rank, and what was counted."""
-    share = empty(model := three_layers())
-    runs = [_counted(model, partitioned)]
+def run_together(folder: str) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Score, then detect, odd numbers of batches: how often the model ran on this rank, and what was counted.
+
+    Of `folder`'s model in parts, or, where that is empty, of the same model whole.
+    """
+    share = empty(model := _three_layers_of(folder))
+    runs = [_counted(model)]
     score_share(model, share)
     found = Detection(("b-a", "a-b"), 3, toys.INTERMEDIATE, toys.HIDDEN)
-    runs.append(_counted(model := three_layers(), partitioned))
+    runs.append(_counted(model := _three_layers_of(folder)))
     prompts = [prompt_only(example) for example in toys.examples(SENTENCES)]
     sentences = [replace(example, target_start=1) for example in toys.examples(SENTENCES, seed=1)]
     detect(model, prompts, sentences, found, CONFIG, rank=distributed.rank(), world=distributed.world())
     return [len(each) for each in runs], held(share) | found._tensors()
 
 
-def _counted(model: LlamaForCausalLM, partitioned: bool) -> list[int]:
-    """Grows by one with every forward of the model, which is marked as DeepSpeed marks a partitioned one."""
+def _three_layers_of(folder: str) -> nn.Module:
+    return load_model(folder, ModelConfig(), distributed.device(), held="partitioned") if folder else three_layers()
+
+
+def _counted(model: nn.Module) -> list[int]:
+    """Grows by one with every forward of the model."""
     runs: list[int] = []
     model.model.register_forward_pre_hook(lambda *_: runs.append(1))
-    for parameter in model.parameters() if partitioned else ():
-        parameter.ds_id = 0  # its values are all here
     return runs

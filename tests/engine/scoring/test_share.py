@@ -83,8 +83,9 @@ def test_a_rank_that_cannot_write_leaves_nobody_waiting(pool, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ranks_of_a_partitioned_model_run_it_equally_often_and_count_the_same(pool):
-    plain, together = (pool.run("run_together", partitioned) for partitioned in (False, True))
+def test_ranks_of_a_partitioned_model_run_it_equally_often_and_count_the_same(pool, tmp_path):
+    jobs.three_layers().save_pretrained(tmp_path)
+    plain, together = (pool.run("run_together", folder) for folder in ("", str(tmp_path)))
     for kind in (0, 1):  # scoring, detection
         assert plain[0][0][kind] > plain[1][0][kind]
         assert plain[0][0][kind] == together[0][0][kind] == together[1][0][kind]
