@@ -59,7 +59,8 @@ class Job(Inputs):
             memory = int(distributed.agree(torch.cuda.mem_get_info()[1], "min"))
         self.partitioned, why = partition(config, self.shape, distributed.world(), memory)
         distributed.print0(self._capabilities())
-        distributed.print0(why)
+        if self.partitioned or memory:
+            distributed.print0(why)
 
     @property
     def stage(self) -> int:
