@@ -23,6 +23,7 @@ from ..export.routed import load_routed
 from ..methods.few_shot import fit
 from ..models import load
 from ..models.large.parallel import shares
+from ..models.large.partition import is_partitioned
 from .config import RunConfig
 from .job import Job
 from .stages import Stages
@@ -56,7 +57,7 @@ def translate(
         if finished.has(file):
             distributed.print0(f"{system}: {name}: translated before")
             continue
-        model = model or model_of()
+        model = model or _told(system, model_of())
         mine = _decode(job, model, f"{system}: {name}", pairs, (shots or {}).get(name))
         lines = gather(mine)
         if distributed.rank() == 0:
@@ -66,6 +67,12 @@ def translate(
             distributed.print0(
                 f"{system}: {name}: {cut} of {len(lines)} sentences cut at --evaluate.max-new-tokens {limit}"
             )
+
+
+def _told(system: str, model: nn.Module) -> nn.Module:
+    if is_partitioned(model):
+        distributed.print0(f"{system}: cannot be cut by tensors: every token gathers all weights, which is slow")
+    return model
 
 
 def _decode(
