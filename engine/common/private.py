@@ -214,20 +214,29 @@ def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of a model that ran under ZeRO-3, which DeepSpeed keeps in a list, and by each method call that it caches.
+    """Let go of a model that ran under DeepSpeed, which keeps it in a list, and by each method call that it caches.
 
-    Its parameters hold functions that hold them: memory comes back with the next collection of garbage.
+    Its parameters hold functions that hold them: its memory comes back with `collect`, once nobody else has it.
     """
     from deepspeed.runtime.zero import parameter_offload
 
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [module for module in stack if module is not model]
-    cached = vars(parameter_offload.PartitionedParameterCoordinator)[
-        "_PartitionedParameterCoordinator__params_to_release"
-    ]
-    for cell in cached.__closure__:
+    coordinator = parameter_offload.PartitionedParameterCoordinator
+    for cell in vars(coordinator)[f"_{coordinator.__name__}__params_to_release"].__closure__:
         if hasattr(cell.cell_contents, "cache_clear"):
             cell.cell_contents.cache_clear()
+    _forgotten.append(True)
+
+
+_forgotten: list[bool] = []
+
+
+def collect() -> None:
+    """Free what was forgotten since the last time. Elsewhere a collection, up to a second, would free nothing."""
+    if _forgotten:
+        _forgotten.clear()
+        gc.collect()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Weights go straight to their device; no pickle and no remote code is read. Next:
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common import distributed, files
+from ..common import distributed, files, private
 from ..common.errors import UserError
 from ..data import tiny
 from ..data.tokenizer import spelling, tokens
@@ -125,7 +124,7 @@ def load_model(
     `held` is what this rank has of it: the whole; a part of each weight, which runs within `partition.gathering`; or
     the layers' parts of `parallel.load`, which decode. Every rank calls it then.
     """
-    gc.collect()  # a model that ran under DeepSpeed before is a circle of references
+    private.collect()
     folder = snapshot(path)
     about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
     attention.register()

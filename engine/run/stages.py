@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..common import distributed, signals
+from ..common import distributed, private, signals
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.settings import differences, table
@@ -57,7 +56,7 @@ class Stages:
         signals.boundary(f"before the {name} stage")
         distributed.print0(f"[{name}]")
         start = time.perf_counter()
-        gc.collect()  # the model of the stage before can be a circle of references
+        private.collect()
         reset_peak_memory()
         with named(name):
             work()

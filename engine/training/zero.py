@@ -204,8 +204,7 @@ class ZeroEngine:
 
     def close(self) -> None:
         self.engine.destroy()
-        if self.stage == 3:
-            private.forget(self.engine.module)
+        private.forget(self.engine.module)
         self.ending.close()
 
 
