@@ -179,9 +179,9 @@ class Partitioner:
             comm.init_distributed(dist_init_required=False)
         if not torch.cuda.is_available():
             freed_memory_goes_back()
-        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-        with zero3_linear():
-            self.init = zero.Init(module=nn.Module(), config_dict_or_path=settings)
+        stage = {"stage": 3, "memory_efficient_linear": False}
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": stage}
+        self.init = zero.Init(module=nn.Module(), config_dict_or_path=settings)
 
     def __call__(self, param: nn.Parameter) -> nn.Parameter:
         self.init._convert_to_zero_parameters([param])
@@ -243,16 +243,23 @@ def collect() -> None:
 def zero3_linear() -> Iterator[None]:
     """DeepSpeed's product in the place of F.linear, which would keep a frozen layer's weight whole until its backward.
 
-    At the end torch's is back; DeepSpeed leaves its own for the rest of the process.
+    Forward it is torch's own: DeepSpeed's adds a bias apart, which rounds otherwise. At the end torch's is back;
+    DeepSpeed leaves its own for the rest of the process.
     """
-    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 
-    before = torch.nn.functional.linear
-    torch.nn.functional.linear = zero3_linear_wrap
+    torchs = torch.nn.functional.linear
+
+    class Linear(LinearFunctionForZeroStage3):
+        @staticmethod
+        def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return torchs(x, weight, bias)
+
+    torch.nn.functional.linear = lambda input, weight, bias=None: Linear.apply(input, weight, bias)
     try:
         yield
     finally:
-        torch.nn.functional.linear = before
+        torch.nn.functional.linear = torchs
 
 
 @contextlib.contextmanager

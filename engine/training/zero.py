@@ -40,6 +40,7 @@ def deepspeed_config(
     and differ by 2⁻⁹ of the gradient.
     """
     gathered = {f"stage3_{name}": value for name, value in (limits or {}).items()}
+    gathered |= {"memory_efficient_linear": False} if limits else {}  # ours stands in its place: private.zero3_linear
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
