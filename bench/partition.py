@@ -43,6 +43,12 @@ FLAGS = """
     --score.tokens-per-batch 128 --train.epochs 1 --train.max-steps 2 --train.learning-rate 0.001 --train.report-to
     --evaluate.max-new-tokens 8 --evaluate.batch-size 2
 """.split()  # noqa: SIM905 — as they are typed
+HOW = {
+    "replicas": ["--model.partition", "off"],
+    "partitioned": ["--model.partition", "on"],
+    "replicas at stage 3": ["--model.partition", "off", "--zero.stage", "3"],
+}
+"""The last is what bits are compared with: the stages add up the gradients of more than two ranks in other orders."""
 STAGES = ("load", "score", "train", "translate base", "translate")
 GOAL = 0.25
 
@@ -63,7 +69,7 @@ def make(folder: Path, size: dict[str, int]) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-def measure(model: Path, out: Path, partition: str) -> None:
+def measure(model: Path, out: Path, how: str) -> None:
     """One rank's part of one run; the first one writes `measured.json`.
 
     A small model goes the whole way before: what a process needs without a model is not counted.
@@ -79,14 +85,13 @@ def measure(model: Path, out: Path, partition: str) -> None:
     defaults = RunConfig(method=Caneft(neuron_ratio=0.01))
     folders = (model.with_name("small"), out.with_name(f"{out.name}-small")), (model, out)
     small, config = (
-        parse(defaults, ["--model.path", str(base), "--model.partition", partition, "--out", str(to), *FLAGS])
-        for base, to in folders
+        parse(defaults, ["--model.path", str(base), "--out", str(to), *HOW[how], *FLAGS]) for base, to in folders
     )
     distributed.start()
     run_one(small)
     reset_peak_memory()
     before = peak_memory()
-    held = "partitioned" if partition == "on" else "whole"
+    held = "partitioned" if config.model.partition == "on" else "whole"
     loaded = load_model(str(model), config.model, distributed.device(), held=held)
     peaks = {"load": int(distributed.agree(peak_memory()))}
     del loaded
@@ -119,16 +124,15 @@ def digests(out: Path) -> dict[str, str]:
 
 def table(found: dict[str, Any]) -> str:
     """The measurements as a page."""
-    alone, rows = found["runs"]["1 off"], []
+    alone, rows = found["runs"]["1 replicas"], []
     for name, peaks in found["runs"].items():
-        ranks, how = name.split()
-        if name == "1 off":
+        ranks, how = name.split(maxsplit=1)
+        if ranks == "1" or how not in ("replicas", "partitioned"):
             continue
         shares = [peaks[s] / alone[s] for s in STAGES]
         cells = [f"{peaks[s] / 1e6:,.0f} MB, {share:.0%}" for s, share in zip(STAGES, shares, strict=True)]
-        kind = "partitioned" if how == "on" else "replicas"
-        rows.append(f"| {ranks}, {kind} | {' | '.join(cells)} |")
-        if how == "on":
+        rows.append(f"| {ranks}, {how} | {' | '.join(cells)} |")
+        if how == "partitioned":
             limit = 1 / int(ranks) + GOAL
             verdicts = ["met" if share <= limit else "**missed**" for share in shares]
             rows.append(f"| goal {limit:.0%} | {' | '.join(verdicts)} |")
@@ -152,7 +156,7 @@ def table(found: dict[str, Any]) -> str:
             f"| 1, whole | {first} |",
             *rows,
             "",
-            f"Bit for bit the replicas' on as many ranks: {same}.",
+            f"Bit for bit what replicas on as many ranks leave at ZeRO stage 3: {same}.",
             "",
         ]
     )
@@ -168,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--rank", nargs=3, metavar=("MODEL", "OUT", "PARTITION"), help="one rank; torchrun calls it")
+    parser.add_argument("--rank", nargs=3, metavar=("MODEL", "OUT", "HOW"), help="one rank; torchrun calls it")
     given = parser.parse_args()
     if given.rank:
         measure(Path(given.rank[0]), Path(given.rank[1]), given.rank[2])
@@ -178,15 +182,16 @@ def main() -> None:
         model = Path(folder) / "model"
         make(Path(folder) / "small", SMALL)
         found["bytes"] = make(model, SMALL if given.small else SIZE)
-        jobs = [(1, "off"), *((ranks, how) for ranks in given.ranks for how in ("off", "on"))]
+        jobs = [(1, "replicas"), *((ranks, how) for ranks in given.ranks for how in HOW)]
         kept: dict[str, dict[str, str]] = {}
         for ranks, how in jobs:
             name, out = f"{ranks} {how}", Path(folder) / f"{ranks}-{how}"
             run(ranks, "--rank", str(model), str(out), how)
             found["runs"][name], kept[name] = json.loads((out / "measured.json").read_text()), digests(out)
             print(name, {stage: f"{peak / 1e6:,.0f} MB" for stage, peak in found["runs"][name].items()}, flush=True)
-        pairs = {ranks: (kept[f"{ranks} off"], kept[f"{ranks} on"]) for ranks in given.ranks}
-        found["same"] = {ranks: {k: off[k] == on[k] for k in off} for ranks, (off, on) in pairs.items()}
+        for ranks in given.ranks:
+            one, other = kept[f"{ranks} partitioned"], kept[f"{ranks} replicas at stage 3"]
+            found["same"][ranks] = {kind: one[kind] == other[kind] for kind in one}
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "partition.json").write_text(json.dumps(found, indent=1) + "\n")
     (given.out / "partition.md").write_text(table(found))
