@@ -32,8 +32,9 @@ class Hollow:
         self.files = tensor_files(folder)
         self.weights = dict(model.named_parameters())  # kept, so that no new parameter gets the id of one of them
         self.keys = {id(self.weights[name]): key for name, key in match(model, self.weights, self.files).items()}
+        kept = model.state_dict().keys()  # transformers computes every other buffer, though an old file has it
         for name, buffer in model.named_buffers():
-            if name in self.files:
+            if name in self.files and name in kept:
                 buffer.copy_(self.read(name))
 
     def read(self, key: str) -> Tensor:

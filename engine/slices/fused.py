@@ -80,6 +80,11 @@ class FusedFFN(nn.Module):
         """Its layers, each once, the last one last."""
         return [getattr(self, child) for child in dict.fromkeys(self.roles.values())]
 
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """As nn.Module's. A block may add to what it gives in place (Falcon), which ZeRO-3's backward hook forbids."""
+        out = super().__call__(*args, **kwargs)
+        return unviewed(out, out.shape) if self._backward_hooks else out
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling() and not self.tap and for_compiler(self):
             y = traced(self, x)

@@ -46,8 +46,9 @@ def fill(model: nn.Module, folder: Path, take: Take) -> None:
                 kept = take(shard, key, name, model.get_parameter(name))
                 for own in (name, *others.get(name, ())):
                     _put(model, own, kept)
+    kept_ones = model.state_dict().keys()  # transformers computes every other buffer, though an old file has it
     for name, buffer in list(model.named_buffers()):
-        if name in files:  # one that is stored, of an old checkpoint or a model that keeps it
+        if name in files and name in kept_ones:
             with open_shard(folder / files[name]) as shard:
                 buffer = shard.read(name).to(buffer.dtype)
         _put(model, name, buffer.to(distributed.device()))

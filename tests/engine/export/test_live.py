@@ -20,6 +20,7 @@ from slicetune.engine.export import live
 from slicetune.engine.export.audit import audit
 from slicetune.engine.export.live import CHOSEN
 from slicetune.engine.export.model import export_model
+from slicetune.engine.export.streamed import hollow
 from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.landermt.patches import trained as trained_routes
 from slicetune.engine.methods.landermt.settings import Landermt
@@ -221,6 +222,15 @@ def test_a_routed_model_that_is_read_while_it_computes(kind, tmp_path, monkeypat
     streamed = live.compare(base, run, method)
     assert (streamed.ok, streamed.streamed, streamed.why_not) == (True, True, "")
     assert all(torch.allclose(seen[0], other, rtol=0, atol=1e-5) for other in seen[1:])
+
+
+def test_an_old_buffer_that_is_stored_is_computed(tmp_path):
+    made, name = toys.model(), "model.rotary_emb.inv_freq"
+    want = made.get_buffer(name).clone()
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {name: torch.zeros_like(want)}, file, {"format": "pt"})
+    assert torch.equal(hollow(tmp_path, torch.float32).model.get_buffer(name), want)
 
 
 def test_a_wrong_export_is_found_while_it_is_read(tmp_path, monkeypatch):

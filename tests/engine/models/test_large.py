@@ -79,6 +79,16 @@ def test_a_model_cut_by_tensors_has_the_logits_of_the_whole_one(pool, folders):
 
 
 @pytest.mark.parametrize("held", ["partitioned", "parallel"])
+def test_an_old_buffer_that_is_stored_is_computed_as_in_a_whole_model(pool, tmp_path, held):
+    toys.model().save_pretrained(tmp_path)
+    name = "model.rotary_emb.inv_freq"
+    stored = {name: torch.ones_like(toys.model().get_buffer(name))}
+    save_file(load_file(tmp_path / "model.safetensors") | stored, tmp_path / "model.safetensors", {"format": "pt"})
+    [(_, buffers, _)] = pool.run("shared_logits", [str(tmp_path)], held, IDS % 8)[0]
+    assert torch.equal(buffers[name], whole(tmp_path).get_buffer(name))
+
+
+@pytest.mark.parametrize("held", ["partitioned", "parallel"])
 def test_a_damaged_weight_is_said_by_every_rank(pool, tmp_path, held):
     """It lies in the last rank's part alone."""
     toys.model().save_pretrained(tmp_path)

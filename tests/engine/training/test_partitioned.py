@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import architectures
 import pytest
 import torch
 import toys
@@ -11,6 +12,7 @@ from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.methods.lora import Dora
+from slicetune.engine.models.shapes import from_config
 
 THREE = {"zero_stage": 3, "train_max_steps": 3, "train_save_steps": 2, "train_save_total_limit": 9}
 METHODS = (Caneft(), Full(), Dora(rank=2), LlamaPro(blocks=1), Adapter(width=4))
@@ -40,6 +42,17 @@ def test_as_from_a_whole_model_and_resumed(pool, base, tmp_path, method):
     for file in (tmp_path / "again" / "checkpoints" / "step-3").iterdir():
         file.write_bytes(b"")  # damaged: it goes on from step 2
     assert equal(pool.run("train_shared", base, str(tmp_path / "again"), settings)[0][0], want)
+
+
+def test_a_block_that_adds_to_its_ffns_output_in_place(pool, tmp_path):
+    """Falcon's, where attention and FFN lie side by side."""
+    model = architectures.model("falcon, ALiBi")
+    model.save_pretrained(tmp_path / "base")
+    neurons = architectures.neurons(from_config(model.config))
+    settings = THREE | {"method": Caneft()}
+    got = pool.run("train_shared", str(tmp_path / "base"), str(tmp_path / "out"), settings, neurons)[0][0]
+    assert all(bool(t.isfinite().all()) for t in got.values())
+    assert all(bool(t.any()) for name, t in got.items() if name.startswith("exp_avg/"))
 
 
 @pytest.mark.parametrize(("kind", "units"), [("model", toys.INTERMEDIATE), ("bloom", 4 * toys.HIDDEN)])
