@@ -36,7 +36,7 @@ tr.mean td { font-weight: 600; border-top: 1px solid var(--line); }
 tr.all td { border-top: 1px solid var(--text); }
 tr.mean + tr:not(.mean) td { padding-top: .9rem; }
 .up { color: var(--good); } .down { color: var(--bad); }
-table.bars { width: 100%; max-width: 44rem; } table.bars td:nth-child(3) { width: 60%; text-align: left; }
+table.bars { width: 100%; max-width: 44rem; } table.bars td:last-child { width: 60%; text-align: left; }
 .bar { display: block; height: .7rem; min-width: 2px; background: var(--accent); border-radius: 2px; }
 table.text td { white-space: normal; text-align: left; vertical-align: top; overflow-wrap: anywhere;
   border-top: 1px solid var(--line); }

@@ -34,7 +34,7 @@ from .sections import (
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Scores of every domain and system with averages, trainable parameters, time per stage, the report's path.
+    """Scores of every domain and system with averages, trainable parameters, time and memory by stage, the report.
 
     The last system is compared with the first where there are several.
     """
@@ -60,6 +60,9 @@ def table(results: Mapping[str, Any]) -> str:
     if results.get("seconds"):
         stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
         lines.append(f"time                  {stages} · all {duration(sum(results['seconds'].values()))}")
+    if peaks := results.get("peak_memory"):
+        stages = " · ".join(f"{stage} {size / 1e9:.2f}" for stage, size in peaks.items())
+        lines.append(f"peak memory, GB       {stages}")
     if line := comet_line(results):
         lines.append(f"COMET                 {line}")
     if results.get("report"):
@@ -85,7 +88,7 @@ def write_report(out_dir: str | os.PathLike[str]) -> Path:
         page.section("Translation quality", sections.quality(run)),
         page.section("Loss", sections.loss(run)),
         page.section("Chosen neurons", sections.neurons(run)),
-        page.section("Time", sections.time(run)),
+        page.section("Time and memory", sections.time(run)),
         page.section("Translations", *sections.translations(run)),
         page.section("Analyses", *sections.analyses(run)),
         page.section("How it was made", sections.signatures(run), *sections.settings(run)),

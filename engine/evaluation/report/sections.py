@@ -109,7 +109,7 @@ def facts(run: Artefacts) -> list[tuple[str, str]]:
     if results.get("neurons"):
         rows.append(("neurons", f"{results['neurons']:,}"))
     if results.get("peak_memory_bytes"):
-        rows.append(("peak memory", f"{results['peak_memory_bytes'] / 1e9:.2f} GB"))
+        rows.append(("peak memory, training", f"{results['peak_memory_bytes'] / 1e9:.2f} GB"))
     if results.get("tokens_per_second"):
         rows.append(("training speed", f"{results['tokens_per_second']:,.0f} tokens/s"))
     if results.get("seconds"):
@@ -180,13 +180,22 @@ def neurons(run: Artefacts) -> str:
 
 
 def time(run: Artefacts) -> str:
-    seconds = run.results.get("seconds") or {}
-    most = max(seconds.values(), default=0.0) or 1.0
-    rows = [
-        ("", [escape(stage), duration(spent), f'<span class="bar" style="width:{100 * spent / most:.1f}%"></span>'])
-        for stage, spent in seconds.items()
-    ]
-    return page.table("", rows, "bars") if rows else ""
+    """Every stage's wall time, and its peak memory where the run measured it."""
+    seconds, peaks = run.results.get("seconds") or {}, run.results.get("peak_memory") or {}
+    most, rows = max(seconds.values(), default=0.0) or 1.0, []
+    for stage, spent in seconds.items():
+        memory = [f"{peaks[stage] / 1e9:.2f} GB" if stage in peaks else ""] * bool(peaks)
+        bar = f'<span class="bar" style="width:{100 * spent / most:.1f}%"></span>'
+        rows.append(("", [escape(stage), duration(spent), *memory, bar]))
+    return page.table("", rows, "bars") + _peaks_note(run) if rows else ""
+
+
+def _peaks_note(run: Artefacts) -> str:
+    if not run.results.get("peak_memory"):
+        return ""
+    ranks = run.results.get("ranks", 1)
+    rank = f"the rank that held most, of {ranks}" if ranks > 1 else "the one rank"
+    return f'<p class="soft">Memory: the peak of {rank}; allocated on its GPU, or resident on a CPU.</p>'
 
 
 def translations(run: Artefacts) -> list[str]:

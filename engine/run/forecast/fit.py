@@ -10,7 +10,7 @@ from ...models.shapes import ModelShape
 from ..config import RunConfig
 from . import memory
 from .decoding import decoding
-from .memory_report import CHECKPOINTING, PARTITION, USABLE, training_parts
+from .memory_report import CHECKPOINTING, USABLE, partition_flag, training_parts
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def _advice(load: Load) -> str:
     if load.all_fit():
         return "all stages fit as set"
     on, stage, checkpointing = load.settings
-    ways = {CHECKPOINTING: (on, stage, True), PARTITION: (True, stage, checkpointing)}
-    ways = {flag: way for flag, way in ways.items() if way != load.settings and (load.world > 1 or flag != PARTITION)}
+    cut = partition_flag(load.config)
+    ways = {CHECKPOINTING: (on, stage, True), cut: (True, stage, checkpointing)}
+    ways = {flag: way for flag, way in ways.items() if way != load.settings and (load.world > 1 or flag != cut)}
     ways |= {" ".join(ways): (load.world > 1, stage, True)} if len(ways) > 1 else {}
     if fitting := [flags for flags, way in ways.items() if load.other(*way).all_fit()]:
         return f"all stages fit with {fitting[0]}"

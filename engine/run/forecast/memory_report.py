@@ -6,16 +6,21 @@ fit.py, what fits.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...methods.counts import Trainable
 from ...models.shapes import ModelShape
 from ..config import RunConfig
 from . import memory
+from .decoding import NODE, tensor_ranks
 from .decoding import decoding as decoding_parts
-from .decoding import tensor_ranks
 
 CHECKPOINTING, PARTITION = "--model.activation-checkpointing", "--model.partition on"
 USABLE = 0.95
 """Share of a GPU's memory that a run can count on."""
+SHORT = 64
+"""Tokens of a sample beneath which no remedy goes."""
+MORE = "more GPUs, or larger ones"
 
 
 def scoring(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> list[str]:
@@ -36,7 +41,7 @@ def scoring(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | 
     if too_large(parts, gpu_memory):
         fits = memory.scoring_tokens_that_fit(config, shape, world, USABLE * gpu_memory)
         remedies = [f"--score.tokens-per-batch {fits}"] if fits else []
-        remedies += _not_yet(config, world) or ["--score.counts host", "a larger GPU"]
+        remedies += _not_yet(config, world) or [*_counts_to_host(parts, gpu_memory), MORE]
         lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines
 
@@ -56,9 +61,11 @@ def training(
     ]
     if stage == 3 and not memory.partitioned(config):
         whole = memory.loading(config, shape) / 1e9
-        lines.append(f"  before it is cut up each GPU loads the whole model, {whole:.1f} GB: {PARTITION} does not")
+        lines.append(
+            f"  before it is cut up each GPU loads the whole model, {whole:.1f} GB: {partition_flag(config)} does not"
+        )
     if too_large(parts, gpu_memory):
-        remedies = [*_not_yet(config, world), "a smaller --data.max-length"]
+        remedies = _training_remedies(config, shape, world, counts, micro, gpu_memory)
         lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines
 
@@ -68,13 +75,13 @@ def decoding(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int |
     parts, ranks = decoding_parts(config, shape, world), tensor_ranks(config, shape, world)
     lines = [f"Memory of one GPU while decoding{_partitioned(config)}", *_table(parts)]
     if memory.partitioned(config) and ranks < world:
-        many = f"groups of {ranks} ranks share a model: its heads can be cut no further"
+        many = (
+            f"groups of {ranks} ranks share a model: as many as divide its heads and a machine's {NODE} GPUs (assumed)"
+        )
         slow = "each token gathers all weights, which is slow: this model or method cannot be cut by tensors"
         lines.append(f"  {many if ranks > 1 else slow}")
     if too_large(parts, gpu_memory):
-        fewer = f"a smaller --evaluate.batch-size than {config.evaluate.batch_size}"
-        more = [PARTITION] if not memory.partitioned(config) and world > 1 else []
-        remedies = [fewer, *more] if parts[0].bytes < USABLE * gpu_memory else more or ["a larger GPU"]
+        remedies = _decoding_remedies(config, shape, world, gpu_memory)
         lines.append(f"  too large for {gpu_memory / 1e9:.1f} GB: {', or '.join(remedies)}")
     return lines
 
@@ -95,7 +102,38 @@ def too_large(parts: list[memory.Part], gpu_memory: int | None) -> bool:
 def _not_yet(config: RunConfig, world: int) -> list[str]:
     """The settings that save memory and are not made."""
     found = [] if config.model.activation_checkpointing else [CHECKPOINTING]
-    return found + ([PARTITION] if world > 1 and not memory.partitioned(config) else [])
+    return found + ([partition_flag(config)] if world > 1 and not memory.partitioned(config) else [])
+
+
+def partition_flag(config: RunConfig) -> str:
+    """What to type for a partitioned model: torch.compile, which such a one refuses, is off."""
+    return PARTITION + " --model.compile off" * (config.model.compile == "blocks")
+
+
+def _training_remedies(
+    config: RunConfig, shape: ModelShape, world: int, counts: Trainable, micro: int, gpu_memory: int
+) -> list[str]:
+    """Shorter samples only where they can be short enough."""
+    short = replace(config, data=replace(config.data, max_length=min(SHORT, config.data.max_length)))
+    shorter = not too_large(training_parts(short, shape, world, counts, micro), gpu_memory)
+    return _not_yet(config, world) + ["a smaller --data.max-length"] * shorter or [MORE]
+
+
+def _decoding_remedies(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int) -> list[str]:
+    """A smaller batch only where one of a single sentence fits, and more GPUs where more can share the model."""
+    single = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    fewer = not too_large(decoding_parts(single, shape, world), gpu_memory)
+    remedies = [f"a smaller --evaluate.batch-size than {config.evaluate.batch_size}"] * fewer
+    remedies += [partition_flag(config)] * (world > 1 and not memory.partitioned(config))
+    ranks, twice = (tensor_ranks(config, shape, number) for number in (world, 2 * world))
+    return remedies or [MORE if ranks == 1 or twice > ranks else "larger GPUs"]
+
+
+def _counts_to_host(parts: list[memory.Part], gpu_memory: int) -> list[str]:
+    """The remedy of counts on the host, where they are not there yet and this is enough."""
+    rest = [part for part in parts if part.name != "histogram counts"]
+    moved = memory.device_total(rest) < memory.device_total(parts) and not too_large(rest, gpu_memory)
+    return ["--score.counts host"] if moved else []
 
 
 def _partitioned(config: RunConfig) -> str:

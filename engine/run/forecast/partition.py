@@ -23,16 +23,21 @@ def partition(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int 
     if world == 1:
         return False, "partition off: there is one rank"
     if gpu_memory is None:
-        return False, "partition off: no GPU whose memory is known"
+        return (
+            False,
+            "partition off: no GPU whose memory is known (or set --model.partition on)",
+        )
     if config.model.compile == "blocks":
         return False, "partition off: --model.compile blocks needs whole weights"
     needs = {
         name: memory.device_total(parts) for name, parts in _stages(decided(config, False), shape, world, gpu_memory)
     }
     name = max(needs, key=needs.__getitem__)
-    size = f"{name} a replica takes {needs[name] / 1e9:.1f} GB of a GPU's {gpu_memory / 1e9:.1f}"
-    on = needs[name] > memory_report.USABLE * gpu_memory
-    return on, f"partition on: {size}" if on else f"partition off: {size} at most"
+    size, gpu = f"{needs[name] / 1e9:.1f} GB", f"{gpu_memory / 1e9:.1f} GB"
+    if needs[name] > memory_report.USABLE * gpu_memory:
+        more = f"more than {memory_report.USABLE:.0%} of the GPU's {gpu}"
+        return True, f"partition on: {name} with the whole model on each GPU takes {size}, {more}"
+    return False, f"partition off: a GPU of {gpu} holds the whole model; {name} takes the most, {size}"
 
 
 def decided(config: RunConfig, on: bool) -> RunConfig:
@@ -49,4 +54,4 @@ def _stages(
     if config.method.trains:
         micro = Plan.of(config.train, 1, world).micro_batch
         yield "training", memory_report.training_parts(config, shape, world, config.method.bounds(shape), micro)
-    yield "decoding with", decoding(config, shape, world)
+    yield "decoding", decoding(config, shape, world)

@@ -321,6 +321,19 @@ def test_differences_have_signs():
     assert change(-0.001) == "0.00"
 
 
+def test_peak_memory_stands_by_stage(tmp_path):
+    """The run measured scoring alone: training's cell is empty."""
+    folder = run_folder(tmp_path)
+    found = json.loads((folder / "results.json").read_text())
+    assert "GB" not in sections.time(Artefacts.read(folder))
+    found |= {"peak_memory": {"score": 34_507_000_000}, "ranks": 8}
+    (folder / "results.json").write_text(json.dumps(found))
+    part = sections.time(Artefacts.read(folder))
+    assert re.findall(r"[\d.]+ GB", part) == ["34.51 GB"]
+    assert "the rank that held most, of 8;" in part
+    assert "\npeak memory, GB       score 34.51\n" in f"{table(found)}\n"
+
+
 def test_settings_are_shown_part_by_part(tmp_path):
     run = Artefacts.read(run_folder(tmp_path))
     parts = list(sections.settings(run))

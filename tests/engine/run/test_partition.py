@@ -18,6 +18,7 @@ from slicetune.engine.run.forecast import memory
 from slicetune.engine.run.forecast.decoding import decoding, tensor_ranks
 from slicetune.engine.run.forecast.estimate import dry_run_text
 from slicetune.engine.run.forecast.partition import partition
+from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.passes import counts_bytes
 from slicetune.engine.training.config import ZeroConfig
 
@@ -35,14 +36,18 @@ def parts(rows: list[memory.Part]) -> dict[str, int]:
     return {row.name: row.bytes for row in rows}
 
 
+ON = "--model.partition on"
+MORE = "partition on: decoding with the whole model on each GPU takes {} GB, more than 95% of the GPU's {}.0 GB"
+
+
 @pytest.mark.parametrize(
     ("shape", "world", "gigabytes", "line"),
     [
-        (LLAMA70, 8, 80, "partition on: decoding with a replica takes 153.1 GB of a GPU's 80.0"),
-        (LLAMA8, 8, 12, "partition on: decoding with a replica takes 21.3 GB of a GPU's 12.0"),
-        (LLAMA8, 8, 80, "partition off: decoding with a replica takes 21.3 GB of a GPU's 80.0 at most"),
+        (LLAMA70, 8, 80, MORE.format(153.1, 80)),
+        (LLAMA8, 8, 12, MORE.format(21.3, 12)),
+        (LLAMA8, 8, 80, "partition off: a GPU of 80.0 GB holds the whole model; decoding takes the most, 21.3 GB"),
         (LLAMA70, 1, 80, "partition off: there is one rank"),
-        (LLAMA70, 8, None, "partition off: no GPU whose memory is known"),
+        (LLAMA70, 8, None, f"partition off: no GPU whose memory is known (or set {ON})"),
     ],
 )
 def test_auto(shape, world, gigabytes, line):
@@ -126,7 +131,7 @@ def test_decoding():
     assert (whole["weights"], cut["weights"]) == (2 * P, 2 * (P - HEAD) // 8 + 2 * HEAD)
     assert whole["keys and values"] == 80 * 2 * 8 * 128 * 2 * 32 * (512 + 256) == 8 * cut["keys and values"]
     text = dry_run_text(config("on"), LLAMA70, 16, 40 * GIGA)
-    assert "  groups of 8 ranks share a model: its heads can be cut no further" in text
+    assert "  groups of 8 ranks share a model: as many as divide its heads and a machine's 8 GPUs (assumed)" in text
     small = dry_run_text(config("off"), LLAMA8, 8, 20 * GIGA)
     assert "too large for 20.0 GB: a smaller --evaluate.batch-size than 32, or --model.partition on" in small
     bloom = dry_run_text(config("on"), BLOOM, 8, 12 * GIGA)
@@ -170,6 +175,30 @@ def test_what_fits_names_the_settings_that_fit():
     assert last_line(dry_run_text(config(method=Full()), LLAMA70, 8, 80 * GIGA)).startswith("not all stages fit")
     alone = dry_run_text(config(), LLAMA70, 1, 80 * GIGA)
     assert "partition on" not in alone[alone.index("What fits") :]
+
+
+def remedies(run: RunConfig, world: int, gigabytes: int) -> list[str]:
+    """What the dry run of the 70B names for scoring, training and decoding, of those that are too large."""
+    text = dry_run_text(run, LLAMA70, world, gigabytes * GIGA)
+    return re.findall(r"^  too large for [\d.]+ GB: (.*)$", text, re.M)
+
+
+def test_a_remedy_is_named_where_it_helps():
+    more = "more GPUs, or larger ones"
+    assert remedies(config(), 1, 80) == [more] * 3  # the counts are on the host, no sentence is short enough
+    assert remedies(config(method=Full()), 8, 80) == [more]  # Adam's moments alone are too much
+    assert remedies(config(), 8, 12) == [more, more, "larger GPUs"]  # its 8 key heads are cut no further
+    assert remedies(config(), 2, 80) == [more, more, "a smaller --evaluate.batch-size than 32"]
+    on_device = config(score=ScoreConfig(counts="device", tokens_per_batch=512))
+    assert remedies(on_device, 8, 28)[0] == f"--score.counts host, or {more}"
+
+
+def test_what_is_named_for_a_compiled_run_is_not_refused():
+    compiled = RunConfig(
+        data=DataConfig(dir="no-such-corpus"), model=ModelConfig(compile="blocks", activation_checkpointing=True)
+    )
+    assert remedies(compiled, 8, 80) == [f"{ON} --model.compile off"] * 3
+    assert last_line(dry_run_text(compiled, LLAMA70, 8, 80 * GIGA)) == f"all stages fit with {ON} --model.compile off"
 
 
 def test_the_dry_run_says_what_auto_is():

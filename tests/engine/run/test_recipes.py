@@ -97,7 +97,7 @@ def test_a_model_larger_than_a_gpu_fits_partitioned(recipe, gpus, gigabytes, off
     (path,) = (path for path in RECIPES if path.stem == recipe)
     cli.main(load(path), ["--dry-run", "--gpus", str(gpus), "--gpu-memory", str(gigabytes)])
     out = capsys.readouterr().out
-    assert re.search(rf"^partition on: decoding with a replica takes 15\d\.\d GB of a GPU's {gigabytes}\.0$", out, re.M)
+    assert re.search(r"^partition on: decoding with the whole model on each GPU takes 15\d\.\d GB, more", out, re.M)
     assert out.splitlines()[-1] == "  all stages fit as set"
     page = (FOLDER / "README.md").read_text()
     row = page[page.index(f"| {load(path).shape}: scoring") :].splitlines()
