@@ -138,10 +138,7 @@ def freed_memory_goes_back() -> None:
     glibc learns to keep them where they come and go; gathered weights do, and a CPU rank would hold two models of them.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-_M_MMAP_THRESHOLD = -3
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def zero3_leaf(module: nn.Module) -> None:
@@ -174,14 +171,13 @@ class Partitioner:
     """Cuts up parameters among the ranks, one at a time, as ZeRO-3 has them; the first rank's values count."""
 
     def __init__(self) -> None:
-        zero, comm = deepspeed().zero, deepspeed().comm
-        if not comm.is_initialized():
-            comm.init_distributed(dist_init_required=False)
+        if not deepspeed().comm.is_initialized():
+            deepspeed().comm.init_distributed(dist_init_required=False)
         if not torch.cuda.is_available():
             freed_memory_goes_back()
         stage = {"stage": 3, "memory_efficient_linear": False}
         settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": stage}
-        self.init = zero.Init(module=nn.Module(), config_dict_or_path=settings)
+        self.init = deepspeed().zero.Init(module=nn.Module(), config_dict_or_path=settings)
 
     def __call__(self, param: nn.Parameter) -> nn.Parameter:
         self.init._convert_to_zero_parameters([param])

@@ -30,5 +30,5 @@ class ModelConfig:
     partition: Literal["auto", "off", "on"] = matters("", "auto")
     """`on`: each rank holds its share of the weights while it loads, scores and trains (ZeRO stage 3, whatever
     --zero.stage says) and decodes by tensor parallelism; `off`: each holds the whole model. `auto`: on where a GPU does
-    not hold what the dry run counts for the whole model. Results do not depend on it, but for rounding: gradients that
-    are clipped, accumulated, or of three ranks or more are summed in another order at another ZeRO stage."""
+    not hold what the dry run counts for the whole model (`slicetune score`: where half a GPU does not hold the
+    weights). Results are those of ZeRO stage 3, which adds up some gradients in another order than stage 1."""

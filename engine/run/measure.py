@@ -70,8 +70,12 @@ def translate(
 
 
 def _told(system: str, model: nn.Module) -> nn.Module:
+    """The model, after a line on how it decodes if ranks share it."""
     if is_partitioned(model):
         distributed.print0(f"{system}: cannot be cut by tensors: every token gathers all weights, which is slow")
+    elif (groups := shares(model)[1]) < distributed.world():
+        together = distributed.world() // groups
+        distributed.print0(f"{system}: decoded by tensor parallelism, {together} ranks together")
     return model
 
 

@@ -70,4 +70,5 @@ class ZeroConfig:
     """DeepSpeed ZeRO."""
 
     stage: Literal[1, 2, 3] = 1
-    """1 partitions optimizer state, 2 gradients too, 3 parameters too (for models that one GPU does not hold)."""
+    """1 partitions optimizer state, 2 gradients too, 3 parameters too while training. For a model that one GPU does not
+    hold: --model.partition."""

@@ -39,7 +39,9 @@ def wanted(choice: str, weights: int) -> bool:
         return choice == "on"
     size, memory = 2 * weights, torch.cuda.mem_get_info()[1]
     if 2 * size > memory:
-        distributed.print0(f"partition on: the weights take {size / 1e9:.1f} GB of a GPU's {memory / 1e9:.1f}")
+        distributed.print0(
+            f"partition on: the weights take {size / 1e9:.1f} GB, more than half of the GPU's {memory / 1e9:.1f}"
+        )
     return 2 * size > memory
 
 
