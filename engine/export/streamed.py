@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..common.files import read_json
 from ..common.shards import open_shard, tensor_files
 from ..models import attention
+from ..models.large import weights
 from ..models.names import match
 from ..models.sites import find_ffns
 
@@ -69,17 +70,9 @@ class Hollow:
 
 def hollow(folder: Path, dtype: torch.dtype) -> Hollow:
     """The model of a Hugging Face folder in `dtype`, on the CPU. Raises UserError for a tensor that is not there."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    about = read_json(folder / "config.json")
     attention.register()
-    path = attention.attention_path("auto", torch.device("cpu"), about, dtype)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**about), dtype=dtype, attn_implementation=path, trust_remote_code=False
-        )
-    model.tie_weights()
+    path = attention.attention_path("auto", torch.device("cpu"), read_json(folder / "config.json"), dtype)
+    model = weights.empty(folder, dtype, path)
     _empty(model, dtype)
     model.config.use_cache = False
     return Hollow(folder, model.eval(), dtype)
