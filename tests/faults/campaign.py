@@ -177,15 +177,22 @@ ROWS: dict[str, list[Piece]] = {
         *(
             suite(
                 f"jobs-{trial}",
-                "two-rank torchrun jobs: SIGKILL of a rank, or of agent and ranks, at seeded times of scoring, "
-                "training, decoding; started again, statistics, neurons, weights and translations compared",
+                "two-rank torchrun jobs, half of them with the model in parts: SIGKILL of a rank, or of agent and "
+                "ranks, at seeded times of scoring, training, decoding; started again, statistics, neurons, weights "
+                "and translations compared with those of whole replicas",
                 "test_signals.py",
                 choose=f"killed_job and {trial}",
                 **KILLED,
             )
             for trial in range(JOB_KILLS)
         ),
-        suite("scoring", "SIGKILL in a scoring pass and in its saves", "test_kills.py", choose="scoring"),
+        suite(
+            "scoring",
+            "SIGKILL of one rank in a scoring pass and in its saves, model whole and in parts, gone on with by 1 or 2",
+            "test_kills.py",
+            choose="scoring",
+            SLICETUNE_KILLS="60",
+        ),
     ],
     "2 damaged checkpoint": [
         suite("damage", "cut, zeroed, flipped, missing files; named and not named", "test_checkpoint.py"),
@@ -207,7 +214,8 @@ ROWS: dict[str, list[Piece]] = {
         suite("signals", "twice to one of two ranks, scoring and training", "test_interrupts.py", choose="signal"),
         suite(
             "signals-jobs",
-            "two-rank torchrun jobs: to a rank twice and to the agent, scoring, training, decoding; then finished",
+            "two-rank torchrun jobs, the model in parts: to a rank twice and to the agent, scoring, training, "
+            "decoding; then finished, and compared with whole replicas",
             "test_signals.py",
             choose="every_stage",
             **KILLED,
@@ -227,6 +235,9 @@ ROWS: dict[str, list[Piece]] = {
     "8 other ranks or micro-batch": [
         suite("world", "1 → 2 ranks, other micro-batches", "test_resumes.py", choose="rank or micro_batch"),
         suite("world-down", "2 → 1 ranks, other stages", "test_training.py", choose="resume_as_one or another_stage"),
+        suite(
+            "world-scoring", "1 → 2 and 2 → 1 ranks within a scoring pass", "test_share.py", choose="goes_on or go_on"
+        ),
     ],
     "9 another model, tokenizer, neuron set or setting": [
         suite("identity", "differences shown; state by name", "test_resumes.py", choose="refused or name or another"),
@@ -246,7 +257,15 @@ ROWS: dict[str, list[Piece]] = {
         suite("selection", "ratios, ties, NaN, constants, empty layers", "test_selection.py"),
         *fuzz("forged_statistics"),
     ],
-    "14 model folders": [suite("folders", "as a stranger could make them; the source itself", "test_hostile.py")],
+    "14 model folders": [
+        suite("folders", "as a stranger could make them; the source itself", "test_hostile.py"),
+        suite(
+            "folders-in-parts",
+            "a fault in one rank's part: all ranks say it",
+            "test_large.py",
+            choose="said or differs",
+        ),
+    ],
     "15 environment": [
         suite("doctor", "wrong kernels, old libraries, little room", "test_doctor.py"),
         suite("locks", "two runs in one --out; ports; endings", "test_endings.py"),
