@@ -87,7 +87,7 @@ def recompute_cheap_values() -> None:
 
 
 def attention_of(model: nn.Module) -> str:
-    """The attention implementation that a loaded model runs, by transformers' name."""
+    """The attention that a loaded model runs, by transformers' name."""
     return model.config._attn_implementation
 
 
@@ -101,7 +101,7 @@ def attentions_of(architecture: type) -> dict[str, bool]:
 
 
 def head_plan(model: nn.Module) -> dict[str, str]:
-    """How tensor parallelism cuts what lies outside of the body: the output head."""
+    """How tensor parallelism cuts the output head."""
     return type(model)._tp_plan or {}
 
 
@@ -119,10 +119,7 @@ def without_weights() -> Iterator[None]:
 
 
 def deepspeed() -> Any:
-    """The package, set up: quiet, for the device that is here, on the process group that is up.
-
-    Without the C++ extension for inference that it would compile for a minute, if there is a compiler.
-    """
+    """The package, quiet, for the device that is here, without a C++ extension that it would compile for a minute."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
@@ -210,7 +207,7 @@ def gathering(model: nn.Module, limits: dict[str, int]) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of a model that ran under DeepSpeed, which keeps it in a list, and by each method call that it caches.
+    """Let go of a model that ran under DeepSpeed, which keeps it in a list and by each method call that it caches.
 
     Its parameters hold functions that hold them: its memory comes back with `collect`, once nobody else has it.
     """
@@ -229,10 +226,12 @@ _forgotten: list[bool] = []
 
 
 def collect() -> None:
-    """Free what was forgotten since the last time. Elsewhere a collection, up to a second, would free nothing."""
+    """Free what was forgotten since the last time (elsewhere a second would free nothing), and what the heap keeps."""
     if _forgotten:
         _forgotten.clear()
         gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

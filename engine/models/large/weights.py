@@ -40,12 +40,11 @@ def fill(model: nn.Module, folder: Path, take: Take) -> None:
     files, others = tensor_files(folder), names.aliases(model)
     distributed.first(lambda: folders.check_ties(folder, model, files))
     keys = names.stored_names(folder, [name for name, _ in model.named_parameters()], files)
-    for file in sorted(set(files.values())):
-        with open_shard(folder / file) as shard:
-            for name, key in ((name, key) for name, key in keys.items() if files[key] == file):
-                kept = take(shard, key, name, model.get_parameter(name))
-                for own in (name, *others.get(name, ())):
-                    _put(model, own, kept)
+    for name, key in sorted(keys.items(), key=lambda pair: files[pair[1]]):
+        with open_shard(folder / files[key]) as shard:  # anew for each: what was read of a mapped file stays in memory
+            kept = take(shard, key, name, model.get_parameter(name))
+        for own in (name, *others.get(name, ())):
+            _put(model, own, kept)
     kept_ones = model.state_dict().keys()  # transformers computes every other buffer, though an old file has it
     for name, buffer in list(model.named_buffers()):
         if name in files and name in kept_ones:
