@@ -235,9 +235,7 @@ ROWS: dict[str, list[Piece]] = {
     "8 other ranks or micro-batch": [
         suite("world", "1 → 2 ranks, other micro-batches", "test_resumes.py", choose="rank or micro_batch"),
         suite("world-down", "2 → 1 ranks, other stages", "test_training.py", choose="resume_as_one or another_stage"),
-        suite(
-            "world-scoring", "1 → 2 and 2 → 1 ranks within a scoring pass", "test_share.py", choose="goes_on or go_on"
-        ),
+        suite("world-scoring", "1 → 2, 2 → 1 and 2 → 3 ranks in scoring", "test_share.py", choose="go_to or goes_on"),
     ],
     "9 another model, tokenizer, neuron set or setting": [
         suite("identity", "differences shown; state by name", "test_resumes.py", choose="refused or name or another"),
