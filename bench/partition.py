@@ -1,6 +1,6 @@
 """Memory of a rank, stage by stage, of a whole replica and of a partitioned model; and that both give the same.
 
-    python bench/partition.py --out bench/results              # on a CPU: about 20 minutes, 8 GB of memory, 5 of disk
+    python bench/partition.py --out bench/results              # on a CPU: about 20 minutes, 10 GB of memory, 12 of disk
 
 A random Llama of 1 GB goes through the whole line, from scores to translations: alone, on 2 and on 4 ranks, replicated
 and partitioned. What a stage holds is its peak of resident memory above what the process had before any model; of the

@@ -226,7 +226,7 @@ _forgotten: list[bool] = []
 
 
 def collect() -> None:
-    """Free what was forgotten since the last time (elsewhere a second would free nothing), and what the heap keeps."""
+    """Free the models that were forgotten, if there are any (looking takes up to a second), and unused heap."""
     if _forgotten:
         _forgotten.clear()
         gc.collect()

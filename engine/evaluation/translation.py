@@ -59,7 +59,8 @@ def translate(
     called equally often on every rank, so that it may agree on a stop; it may raise. Each translation is one line:
     prefix stripped, line breaks turned into spaces. `shots` are each sentence's examples; where these are lines of text
     (no chat template) the answer is the line that the model writes, since a base model goes on with the next example.
-    A partitioned model writes for all ranks at a time, so `world` is then all of them, and each runs as many batches.
+    Of a partitioned model every rank runs as many batches as the others: one without sentences decodes one of another
+    rank's and drops the answer.
     Raises UserError for a prompt with a token that the model has not.
     """
     assert 0 <= rank < world
@@ -89,7 +90,7 @@ def translate(
                 if router is not None:
                     router.set(["-".join(pairs[i].languages) for i in run])
                 made = _decode(model, [prompted[i] for i in run], pad, more)
-                for i, ids in zip(chosen, made, strict=False):
+                for i, ids in zip(chosen, made, strict=bool(chosen)):
                     result[i] = _line(tokenizer, ids, ends, stop, max_new_tokens, pairs[i].languages[1])
             if after_batch is not None:
                 after_batch(number + 1, batches)

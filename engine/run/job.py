@@ -67,17 +67,20 @@ class Job(Inputs):
         """ZeRO's in training."""
         return 3 if self.partitioned else self.config.zero.stage
 
+    @property
+    def held(self) -> load.Held:
+        """What a rank has of a model that is scored or trained."""
+        return "partitioned" if self.partitioned else "whole"
+
     def model(self, folder: Path | None = None) -> nn.Module:
         """The frozen base, or the model in `folder`: whole, or this rank's part."""
-        held = "partitioned" if self.partitioned else "whole"
-        return load.load_model(str(folder or self.base), self.config.model, self.device, held=held)
+        return load.load_model(str(folder or self.base), self.config.model, self.device, held=self.held)
 
     def decoder(self, folder: Path) -> nn.Module:
-        """The model in `folder` to decode: whole, or by the way in which several ranks hold it."""
-        parallel = self.partitioned and load.ranks_together(folder) > 1
-        if not parallel:
-            return self.model(folder)
-        return load.load_model(str(folder), self.config.model, self.device, held="parallel")
+        """The model in `folder` to decode: whole; or, where it is partitioned, cut by tensors if it can be."""
+        if self.partitioned and load.ranks_together(folder) > 1:
+            return load.load_model(str(folder), self.config.model, self.device, held="parallel")
+        return self.model(folder)
 
     def _capabilities(self) -> str:
         model, device = self.config.model, self.device

@@ -34,11 +34,11 @@ Shots = Mapping[str, list[list[Pair]]]
 
 def load_trained(job: Job, folder: Path) -> nn.Module:
     """The model that the method gives, ready to decode; `folder` is where it lies."""
-    method, held = job.config.method, "partitioned" if job.partitioned else "whole"
+    method = job.config.method
     if method.routed:
-        return load_routed(folder, job.config.model, job.device, held)
+        return load_routed(folder, job.config.model, job.device, job.held)
     if method.trains and not method.merges:
-        return attached.load(folder, str(job.base), job.config.model, job.device, held)
+        return attached.load(folder, str(job.base), job.config.model, job.device, job.held)
     return job.decoder(folder)
 
 

@@ -87,7 +87,8 @@ def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, o
     named = [(each.uid, each.input_ids) for each in examples]
     tokens.check(tokenizer, named, shape.vocab)
     kinds.look_at_lengths(models.config_json(base), named)
-    held = "partitioned" if partition.wanted(loading.partition, shape.parameters) else "whole"
+    size = shape.parameters * models.model_dtype(loading.dtype, distributed.device()).itemsize
+    held = "partitioned" if partition.wanted(loading.partition, size) else "whole"
     load = lambda: models.load_model(str(base), loading, distributed.device(), held=held)  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)

@@ -39,13 +39,14 @@ def deepspeed_config(
     Gradients are summed over ranks and micro-batches in fp32: in bf16 the stages would reduce at different moments
     and differ by 2⁻⁹ of the gradient.
     """
-    gathered = {f"stage3_{name}": value for name, value in (limits or {}).items()}
-    gathered |= {"memory_efficient_linear": False} if limits else {}  # ours stands in its place: private.zero3_linear
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
+    if limits:  # memory_efficient_linear: private.zero3_linear stands in its place
+        zero |= {f"stage3_{name}": value for name, value in limits.items()} | {"memory_efficient_linear": False}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": False} | gathered,
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
@@ -83,9 +84,9 @@ class ZeroEngine:
         else:
             partition.same_sums(model)
         self.written = leave_to_optimizer(model) if self.stage < 3 else None
-        limits = partition.limits(model) if self.stage == 3 else None
-        self.ending = contextlib.ExitStack()
+        limits, self.ending = None, contextlib.ExitStack()
         if self.stage == 3:
+            limits = partition.limits(model)
             self.ending.enter_context(private.zero3_linear())
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Losses(model),

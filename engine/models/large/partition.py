@@ -30,14 +30,14 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(map(private.is_partitioned, model.parameters()))
 
 
-def wanted(choice: str, weights: int) -> bool:
+def wanted(choice: str, size: int) -> bool:
     """What --model.partition is for a command without a dry run: `auto` is on where half a GPU does not hold the model.
 
-    `weights` is their number; printed where it is on.
+    `size` is the weights' in bytes; printed where `auto` is on.
     """
     if choice != "auto" or distributed.world() == 1 or not torch.cuda.is_available():
         return choice == "on"
-    size, memory = 2 * weights, torch.cuda.mem_get_info()[1]
+    memory = torch.cuda.mem_get_info()[1]
     if 2 * size > memory:
         distributed.print0(
             f"partition on: the weights take {size / 1e9:.1f} GB, more than half of the GPU's {memory / 1e9:.1f}"
@@ -81,10 +81,9 @@ def limits(model: nn.Module) -> dict[str, int]:
     """
     blocks: Counter[str] = Counter()
     for name, p in model.named_parameters():
-        found = BLOCK.fullmatch(name)
-        blocks[f"{found[1]}{found[2]}" if found else name] += private.whole_size(p)
-    head = private.whole_size(model.get_output_embeddings().weight)
-    block = max((size for name, size in blocks.items() if BLOCK.fullmatch(f"{name}.")), default=head)
+        if found := BLOCK.fullmatch(name):
+            blocks[f"{found[1]}{found[2]}"] += private.whole_size(p)
+    head, block = private.whole_size(model.get_output_embeddings().weight), max(blocks.values())
     return {"max_live_parameters": 2 * block + head, "prefetch_bucket_size": block, "max_reuse_distance": 0}
 
 
