@@ -15,6 +15,9 @@ class EvaluateConfig:
 
     batch_size: int = matters("", 32)
     max_new_tokens: int = matters("decode", 256)
+    on: Literal["auto", "quantised", "full"] = matters("", "auto")
+    """With --model.quantize: decode the slices on the quantised base, as they were trained (`auto`), or the exported
+    model in full precision, as it is served."""
     base: bool = matters("", True)
     """Decode the untrained base model too, for comparison."""
     smooth: Literal["exp", "none"] = matters("measure", "exp")

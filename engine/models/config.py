@@ -20,6 +20,9 @@ class ModelConfig:
     where it can, else, and on a CPU, torch's sdpa; the chosen path is printed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
+    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
+    """Hold the frozen linear layers of the blocks in 4 bits (`nf4`, QLoRA's) or 8 (`int8`), by bitsandbytes, or, on a
+    Hopper GPU and as an experiment, multiply in `fp8`. What is trained, and what is exported, is of full precision."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     recompute_ffn: bool = False
