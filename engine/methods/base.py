@@ -46,6 +46,10 @@ class Full(Method):
     def prepare(self, model: nn.Module, chosen: None = None, **_: Any) -> None:
         model.requires_grad_(True)
 
+    @property
+    def trains_whole_weights(self) -> bool:
+        return True
+
     def may_change(self, model: nn.Module) -> None:
         return None
 

@@ -31,6 +31,10 @@ class LlamaPro(Method):
     title: ClassVar[str] = "LLaMA Pro"
     selects: ClassVar[bool] = False
 
+    @property
+    def trains_whole_weights(self) -> bool:
+        return True
+
     def expansion(self, layers: int) -> Expansion:
         if not 1 <= self.blocks <= layers:
             raise UserError(f"--method.blocks {self.blocks}: must be between 1 and the model's {layers} layers")

@@ -67,6 +67,11 @@ class Method:
         return self.selects or self.routed
 
     @property
+    def trains_whole_weights(self) -> bool:
+        """Whether it trains weights of the base, or copies of them, as a whole: they cannot be quantised then."""
+        return False
+
+    @property
     def leaves_delta(self) -> bool:
         """Whether all that it trains is rows and columns, which can be put in and taken off again (out/delta)."""
         return self.selects

@@ -183,6 +183,10 @@ class Landermt(Method):
         return patches(base, routes, tensors, self.trains_units)
 
     @property
+    def trains_whole_weights(self) -> bool:
+        return self.attention and self.trains_units != "specific"
+
+    @property
     def leaves_delta(self) -> bool:
         return self.routed and not self.attention
 
@@ -209,6 +213,10 @@ class Layers(Landermt):
     kind: ClassVar[str] = "layers"
     title: ClassVar[str] = "Layers"
     routed: ClassVar[bool] = False
+
+    @property
+    def trains_whole_weights(self) -> bool:
+        return True
 
     def bounds(self, shape: ModelShape) -> Trainable:
         """k blocks; with `per_pair` layers k at least, if all pairs agree, which counts as expected too."""
