@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..common.errors import UserError
 from ..models.shapes import ModelShape
 from ..models.sites import FFNSite, attention_output_of, find_ffns
+from ..slices.frozen.products import dtype_of
 from .counts import Trainable, bottlenecks, frozen_values
 from .lora import Lora
 from .method import Method
@@ -99,7 +100,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, linear: nn.Linear, width: int) -> None:
         super().__init__()
-        where = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        where = {"device": linear.weight.device, "dtype": dtype_of(linear)}
         self.linear = linear
         self.down = nn.Linear(linear.out_features, width, **where)
         self.up = nn.Linear(width, linear.out_features, **where)

@@ -62,18 +62,26 @@ def check_linear(linear: nn.Linear, where: str = "") -> None:
     kind = type(linear)
     if "weight" not in dict(linear.named_parameters(recurse=False)):
         raise UserError(f"{where}its weight is made of others (weight_norm, pruning, parametrize): make it plain first")
+    if hasattr(linear, "stored"):
+        return  # quantised, and it knows its unquantised values (quantised/layers.py)
     if not linear.weight.is_floating_point():
         name = f"{kind.__name__} of {linear.weight.dtype}"
-        raise UserError(f"{where}{name}: slices of quantised weights cannot be trained; load the model unquantised")
+        raise UserError(
+            f"{where}{name}: slices of quantised weights begin with the unquantised ones: name their folder, base=FOLDER"
+        )
     # Accelerate's hooks for a device map only move tensors.
-    changed = kind.forward is not nn.Linear.forward and not _is_product(kind)  # Falcon's is one, in other words
-    own = changed or ("forward" in vars(linear) and not hasattr(linear, "_hf_hook"))
+    own = not is_product(linear) or ("forward" in vars(linear) and not hasattr(linear, "_hf_hook"))
     if own or kind is nn.modules.linear.NonDynamicallyQuantizableLinear:  # nn.MultiheadAttention's, never called
         raise UserError(f"{where}a {kind.__name__} that is not used as an nn.Linear: its slices cannot be trained")
     if hasattr(linear.weight, "to_local"):
         raise UserError("the weights are sharded already: choose the slices first, then call fully_shard")
     if linear.weight.is_meta:
         raise UserError(f"{where}its weight is on the meta device: load the model without offloading first")
+
+
+def is_product(linear: nn.Linear) -> bool:
+    """Whether the class of a layer computes x Wᵀ + b; Falcon's does, in other words."""
+    return type(linear).forward is nn.Linear.forward or _is_product(type(linear))
 
 
 @functools.cache

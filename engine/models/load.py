@@ -20,6 +20,7 @@ from ..data.tokenizer import spelling, tokens
 from . import attention, baichuan, folders, packing
 from .config import ModelConfig
 from .large import parallel, partition, plan
+from .quantised import load as quantised
 
 Held = Literal["whole", "partitioned", "parallel"]
 
@@ -129,7 +130,10 @@ def load_model(
     about, dtype = config_json(folder), dtype or model_dtype(config.dtype, device)
     attention.register()
     path_taken = attention.attention_path(config.attention, device, about, dtype)
-    if held == "whole":
+    if config.quantize != "none":
+        assert held == "whole"
+        model = quantised.load(folder, dtype, path_taken, config.quantize, device)
+    elif held == "whole":
         model = _replica(folder, device, dtype, path_taken)
     elif held == "partitioned":
         model = partition.load(folder, dtype, path_taken)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..common.files import MODE
 from ..models.linears import check_linear, check_linears
+from ..models.quantised.stored import remember
 from ..models.sites import FFNSite, find_ffns, layer_slices
 from .fused import FusedFFN
 from .linear import BOTH, SliceLinear, refuse_slices, slice_linear
@@ -33,17 +34,23 @@ def fuse(model: nn.Module, recompute: bool = False) -> list[FusedFFN]:
     return fused
 
 
-def attach(model: nn.Module, neurons: Any, recompute: bool = False) -> list[nn.Parameter]:
+def attach(
+    model: nn.Module, neurons: Any, recompute: bool = False, base: str | os.PathLike[str] | None = None
+) -> list[nn.Parameter]:
     """Freeze `model` and make the slices of a NeuronSet trainable, in place; returns the parameters to optimise.
 
     Use it like PEFT's get_peft_model, before a trainer or wrapper takes the model: FSDP2, DDP, DeepSpeed. Its
     `state_dict()` is the trained model at any time; `save` writes it as a plain one, `slices.merge(model)` makes it
-    one. Raises UserError if the set was made for another model, if the model trains slices already, and for FFNs and
-    layers that are more than they seem (find_ffns, check_linears); the model is then as it was.
+    one. Of a model that bitsandbytes has quantised `base` is the folder of the unquantised one: slices begin with its
+    values, and `save` writes them into it. Raises UserError if the set was made for another model, if the model trains
+    slices already, and for FFNs and layers that are more than they seem (find_ffns, check_linears); the model is then
+    as it was.
     """
     if not isinstance(model, nn.Module) or not hasattr(neurons, "slices"):
         raise UserError("attach takes a model and a NeuronSet: attach(model, NeuronSet.load(file))")
     refuse_slices(model)
+    if base is not None:
+        remember(model, base)
     sites = find_ffns(model)
     if len(sites) != neurons.layers:
         raise UserError(f"the neuron set is of a model of {neurons.layers} layers, this one has {len(sites)}")

@@ -29,7 +29,8 @@ from ...kernels.tap import tap as product_sums
 from ..common.errors import UserError
 from ..common.private import unviewed, zero3_leaf
 from ..models.sites import FFNSite
-from .linear import SliceLinear, cast_for_autocast
+from .frozen.products import dense, product, pull
+from .linear import SliceLinear, autocast_dtype, cast_for_autocast
 from .traced import for_compiler, traced
 from .written import input_with_gradient
 
@@ -98,12 +99,11 @@ class FusedFFN(nn.Module):
 class _GatedFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ffn, anchor, *slices):
-        *first, _ = ffn.linears()
-        shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
-        x2, *w = operands(x2, *ffn.linears())
-        (wg, bg), (wu, bu), (wd, bd) = _apart(ffn, *zip(w[::2], w[1::2], strict=True))
-        g, u = F.linear(x2, wg, bg), F.linear(x2, wu, bu)
-        y = F.linear(gated_forward(g, u, ffn.activation), wd, bd)
+        *first, down = ffn.linears()
+        shape = x.shape
+        x2, dtype = begin(x.reshape(-1, x.shape[-1]), *first, down)
+        g, u = _gate_and_up(ffn, x2, first, dtype)
+        y = product(gated_forward(g, u, ffn.activation), down, _bias(down, dtype), dtype)
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
         keep_x = ffn.recompute or _trains(*first)
         saved = (None, None) if ffn.recompute else (g, u)
@@ -116,16 +116,13 @@ class _GatedFFN(torch.autograd.Function):
         ffn, tap = ctx.ffn, ctx.tap
         *first, down = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        pairs = zip(
-            weights(dy.dtype, *first, down), [_bias(linear, dy.dtype) for linear in (*first, down)], strict=True
-        )
-        (wg, bg), (wu, bu), (wd, _) = _apart(ffn, *pairs)
+        resume(*first, down)
         if g is None:
-            g, u = F.linear(x, wg, bg), F.linear(x, wu, bu)
+            g, u = _gate_and_up(ffn, x, first, dy.dtype)
         segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
         gate_rows, up_rows = _trained_rows(ffn, *first)
         grad = gated_backward(  # writes dgate and dup over g and u; a second backward through them raises
-            dy @ wd,
+            pull(dy, down),
             g,
             u,
             ffn.activation,
@@ -140,7 +137,7 @@ class _GatedFFN(torch.autograd.Function):
         if tap:
             scores = {"gate": grad.gate_score, "up": grad.up_score, "down": product_sums(y, dy, segments, reduce)}
             tap.record(ffn.layer, scores, grad.up_score, grad.active, grad.activation)  # u·du is h·dh
-        dx = (grad.dgate @ wg).addmm_(grad.dup, wu).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        dx = _pull_both(ffn, grad, first).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         slices = (*_first_gradients(ffn, first, grad, x), *_gradients(down, dy, grad.h, x_columns=grad.h_columns))
         return None if dx is None else dx.view(*shape[:-1], -1), None, None, *slices
 
@@ -149,10 +146,10 @@ class _PlainFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ffn, anchor, *slices):
         first, second = ffn.linears()
-        shape, x2 = x.shape, x.reshape(-1, x.shape[-1])
-        x2, *w = operands(x2, first, second)
-        a = F.linear(x2, w[0], w[1])
-        y = F.linear(plain_forward(a, ffn.activation), w[2], w[3])
+        shape = x.shape
+        x2, dtype = begin(x.reshape(-1, x.shape[-1]), first, second)
+        a = product(x2, first, _bias(first, dtype), dtype)
+        y = product(plain_forward(a, ffn.activation), second, _bias(second, dtype), dtype)
         ctx.ffn, ctx.x_dtype, ctx.tap = ffn, x.dtype, ffn.tap
         keep_x = ffn.recompute or _trains(first)
         ctx.save_for_backward(x2 if keep_x else None, None if ffn.recompute else a, y if ffn.tap else None)
@@ -164,12 +161,12 @@ class _PlainFFN(torch.autograd.Function):
         ffn, tap = ctx.ffn, ctx.tap
         first, second = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        w1, w2 = weights(dy.dtype, first, second)
+        resume(first, second)
         if a is None:
-            a = F.linear(x, w1, _bias(first, dy.dtype))
+            a = product(x, first, _bias(first, dy.dtype), dy.dtype)
         segments, reduce = (tap.segments, tap.reduce) if tap else (None, "mean_abs")
         grad = plain_backward(
-            dy @ w2,
+            pull(dy, second),
             a,
             ffn.activation,
             segments=segments,
@@ -181,7 +178,7 @@ class _PlainFFN(torch.autograd.Function):
         if tap:
             scores = {"in": grad.score, "out": product_sums(y, dy, segments, reduce)}
             tap.record(ffn.layer, scores, grad.unit_score, grad.active, grad.activation)
-        dx = (grad.dpre @ w1).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        dx = pull(grad.dpre, first).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         slices = (
             *_gradients(first, grad.dpre, x, dy_columns=grad.dpre_columns),
             *_gradients(second, dy, grad.h, x_columns=grad.h_columns),
@@ -204,12 +201,12 @@ def _trains(*linears: nn.Linear | SliceLinear) -> bool:
     return any(isinstance(linear, SliceLinear) for linear in linears)
 
 
-def operands(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, ...]:
-    """x and each layer's weight and bias, slices written in, in autocast's dtype where that is on."""
+def begin(x: Tensor, *linears: nn.Linear | SliceLinear) -> tuple[Tensor, torch.dtype | None]:
+    """Slices written in; x in autocast's dtype where that is on, and that dtype."""
     for linear in linears:
         if not isinstance(linear, nn.Linear):
             _before_forward(linear)
-    return cast_for_autocast(x, *(t for linear in linears for t in (linear.weight, linear.bias)))
+    return *cast_for_autocast(x), autocast_dtype(x)
 
 
 def _before_forward(linear: nn.Module) -> None:
@@ -219,21 +216,32 @@ def _before_forward(linear: nn.Module) -> None:
     linear.before_forward()
 
 
-def weights(dtype: torch.dtype, *linears: nn.Linear | SliceLinear) -> list[Tensor]:
-    """The weights for the backward; where they were gathered anew the slices are written in again."""
+def resume(*linears: nn.Linear | SliceLinear) -> None:
+    """Before the backward: where the weights were gathered anew the slices are written in again."""
     for linear in linears:
         if not isinstance(linear, nn.Linear):
             linear.before_backward()
-    return [linear.weight.to(dtype) for linear in linears]
 
 
-def _apart(ffn: FusedFFN, *layers: tuple[Tensor, Tensor | None]) -> list[tuple[Tensor, Tensor | None]]:
-    """(weight, bias) of gate, up and down; of a packed layer the halves of its rows, which are views."""
+def _gate_and_up(
+    ffn: FusedFFN, x: Tensor, first: list[nn.Linear | SliceLinear], dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """The pre-activations [T, I]; `dtype` as of products.product."""
     if not ffn.packed:
-        return list(layers)
-    (weight, bias), last = layers
-    halves = (None, None) if bias is None else bias.chunk(2)
-    return [*zip(weight.chunk(2), halves, strict=True), last]
+        g, u = (product(x, linear, _bias(linear, dtype), dtype) for linear in first)
+        return g, u
+    weight, bias = dense(first[0], dtype), _bias(first[0], dtype)
+    g, u = map(F.linear, (x, x), weight.chunk(2), (None, None) if bias is None else bias.chunk(2))
+    return g, u
+
+
+def _pull_both(ffn: FusedFFN, grad: GatedBackward, first: list[nn.Linear | SliceLinear]) -> Tensor:
+    """dx of gate and up together [T, H]."""
+    if not ffn.packed:
+        gate, up = first
+        return pull(grad.dup, up, pull(grad.dgate, gate))
+    gate, up = dense(first[0], grad.dgate.dtype).chunk(2)
+    return (grad.dgate @ gate).addmm_(grad.dup, up)
 
 
 def _trained_rows(ffn: FusedFFN, *first: nn.Linear | SliceLinear) -> tuple[Tensor | None, Tensor | None]:
@@ -273,8 +281,8 @@ def _product(gate: Tensor | None, up: Tensor | None, x: Tensor | None) -> Tensor
     return compact_gradient(buffer_of(gate), x)[: gate.shape[1] + up.shape[1]]
 
 
-def _bias(linear: nn.Linear | SliceLinear, dtype: torch.dtype) -> Tensor | None:
-    return None if linear.bias is None else linear.bias.to(dtype)
+def _bias(linear: nn.Linear | SliceLinear, dtype: torch.dtype | None) -> Tensor | None:
+    return linear.bias if linear.bias is None or dtype is None else linear.bias.to(dtype)
 
 
 def _rows(linear: nn.Linear | SliceLinear) -> Tensor | None:

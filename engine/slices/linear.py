@@ -12,12 +12,12 @@ Needs torch alone. Next: fused.py, which makes one FFN of three of these.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.common.outputs import wide
@@ -25,31 +25,26 @@ from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gra
 from ..common.errors import UserError
 from ..common.private import unviewed
 from ..models.linears import check_linear, check_linears, checked_index, index_in
+from ..models.quantised.stored import remember
+from .frozen import products
+from .frozen.layer import Part, SlicedLinear
 from .written import Place, gathered, input_with_gradient, is_partitioned, keep_current
 
 BOTH = "a linear layer cannot train rows and columns at once: the weights where they cross would have two owners"
 
 
-class SliceLinear(nn.Module):
+class SliceLinear(SlicedLinear):
     """A linear layer whose `rows` [k, in] and `columns` [k, out] are trained and whose weight [out, in] is frozen.
 
     Row j of the weight is output channel j (the papers' column, they write W as in × out); its bias entry belongs to
     it. Column j is what input j feeds. Raises UserError if rows and columns are both chosen.
     """
 
-    left = False
-    """Whether whoever steps writes the slices into the weight (`leave_to_optimizer`)."""
-
     def __init__(self, linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-        super().__init__()
         if rows is not None and columns is not None:
             raise UserError(BOTH)
         check_linear(linear)
-        self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
-        self.out_features, self.in_features = linear.out_features, linear.in_features
-        self.weight.requires_grad_(False)
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
+        super().__init__(linear)
         self.row_index = self.column_index = None
         self.rows = self.columns = self.bias_rows = None
         with gathered([self.weight, self.bias]):
@@ -62,16 +57,16 @@ class SliceLinear(nn.Module):
     def _take(self, rows: Tensor | None, columns: Tensor | None) -> None:
         if rows is not None:
             self._own("row_index", checked_index(rows, self.out_features, "row"))
-            self.rows = nn.Parameter(self.weight.detach()[self.row_index].clone())
+            self.rows = nn.Parameter(self.take(0, self.row_index))
             if self.bias is not None:
                 self.bias_rows = nn.Parameter(self.bias.detach()[self.row_index].clone())
         if columns is not None:
             self._own("column_index", checked_index(columns, self.in_features, "column"))
-            self.columns = nn.Parameter(self.weight.detach()[:, self.column_index].t().contiguous())
+            self.columns = nn.Parameter(self.take(1, self.column_index))
 
     def _own(self, name: str, index: Tensor) -> None:
         delattr(self, name)
-        self.register_buffer(name, index.to(self.weight.device), persistent=False)
+        self.register_buffer(name, index.to(self.device), persistent=False)
 
     def plain(self) -> nn.Linear:
         """The layer that this one was made of, with the trained values. An optimizer of the slices moves it no more."""
@@ -90,14 +85,12 @@ class SliceLinear(nn.Module):
 
     def link(self) -> None:
         """Tell the optimizer where a slice lies, so that its fused step may write the weight too."""
-        if self.rows is not None:
-            self.rows.slice_of = Place((self.weight, self.row_index, 0))
-        if self.bias_rows is not None:
-            self.bias_rows.slice_of = Place((self.bias, self.row_index, 0))
-        if self.columns is not None:
-            self.columns.slice_of = Place((self.weight, self.column_index, 1))
+        for parameter, _, axis, _ in self.parts():
+            parameter.slice_of = Place((None, None, axis))
+        for parameter, tensor, axis, index in self.slices():
+            parameter.slice_of = Place((getattr(self, tensor), index, axis))
         # Weakly: a wrapper that shards the model frees this tensor.
-        self.placed = weakref.ref(self.weight)
+        self.placed = _nothing if self.weight is None else weakref.ref(self.weight)
         self.linked = object()  # another one whenever tensors have moved
 
     def __getstate__(self) -> dict:
@@ -117,29 +110,13 @@ class SliceLinear(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in (self.rows, self.columns, self.bias_rows) if p is not None]
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Write the slices into the weight.
-
-        `.data` keeps autograd's version counter still: the values are those that the graph was built with.
-        """
-        for parameter, tensor, axis, index in self.slices():
-            weight, values = getattr(self, tensor).data, parameter.data
-            weight.index_copy_(axis, index, (values.t() if axis else values).to(weight.dtype))
-
-    def slices(self) -> list[tuple[nn.Parameter, str, int, Tensor]]:
-        """(parameter, "weight" or "bias", axis, index) of each trained part."""
+    def parts(self) -> list[Part]:
         found = (
             (self.rows, "weight", 0, self.row_index),
             (self.columns, "weight", 1, self.column_index),
             (self.bias_rows, "bias", 0, self.row_index),
         )
         return [part for part in found if part[0] is not None]
-
-    def before_forward(self) -> None:
-        """Write the slices, unless the optimizer has: any optimizer may have stepped since."""
-        if not self.left:
-            self.refresh()
 
     def before_backward(self) -> None:
         """Write them again where the weight is not the one that the forward read.
@@ -193,9 +170,10 @@ class _SliceLinear(torch.autograd.Function):
     def forward(ctx, x, module, rows, columns, bias_rows):
         module.before_forward()
         ctx.module, ctx.x_dtype = module, x.dtype
-        x, weight, bias = cast_for_autocast(x, module.weight, module.bias)
+        dtype = autocast_dtype(x)
+        x, bias = cast_for_autocast(x, module.bias)
         ctx.save_for_backward(x if module.trainable() else None)
-        y = F.linear(x, weight, bias)
+        y = products.product(x, module, bias, dtype)
         return unviewed(y, y.shape)
 
     @staticmethod
@@ -203,7 +181,7 @@ class _SliceLinear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         module = ctx.module
         module.before_backward()
-        dx = (dy @ module.weight.to(dy.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        dx = products.pull(dy, module).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
         if x is None:
             return dx, None, None, None, None
         grads = module.gradients(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]))
@@ -214,25 +192,32 @@ def _nothing() -> None:
     """In the place of a weak reference to no weight."""
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Autocast's where that is on, on x's device; else None."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+
+
 def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """Under autocast every operand in its dtype, as F.linear would have it; elsewhere unchanged."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, *others
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(None if t is None else t.to(dtype) for t in (x, *others))
+    dtype = autocast_dtype(x)
+    return (x, *others) if dtype is None else tuple(None if t is None else t.to(dtype) for t in (x, *others))
 
 
 def slice_linears(
     model: nn.Module,
     rows: Mapping[str, Sequence[int] | Tensor] | None = None,
     columns: Mapping[str, Sequence[int] | Tensor] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> list[nn.Parameter]:
     """Freeze `model` and make the named rows and columns of its `nn.Linear` layers trainable, in place.
 
-    Returns the new parameters, to be given to an optimizer; `slices.merge(model)` gives the plain layers back. Raises
-    UserError for a name that is no `nn.Linear`, an index outside the layer, and a model that trains slices already.
+    Returns the new parameters, to be given to an optimizer; `slices.merge(model)` gives the plain layers back. `base`
+    is as for `ffn.attach`. Raises UserError for a name that is no `nn.Linear`, an index outside the layer, and a model
+    that trains slices already.
     """
     refuse_slices(model)
+    if base is not None:
+        remember(model, base)
     rows, columns = rows or {}, columns or {}
     if not (isinstance(rows, Mapping) and isinstance(columns, Mapping) and (rows or columns)):
         raise UserError('name what to train: slice_linears(model, rows={"model.layers.0.mlp.up_proj": [3, 17]})')
@@ -253,7 +238,8 @@ def slice_linear(model: nn.Module, name: str, **index: Tensor) -> SliceLinear:
     linear = model.get_submodule(name)
     sliced = SliceLinear(linear, **index)
     # A wrapper that shards the model, FSDP2 for one, can free the weight only where nobody else holds it.
-    linear.weight = linear.bias = None
+    if sliced.frozen is None:
+        linear.weight = linear.bias = None
     model.set_submodule(name, sliced)
     return sliced
 

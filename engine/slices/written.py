@@ -2,8 +2,7 @@
 
 A forward writes them, since any optimizer may have stepped before it (linear.py), or whoever steps does
 (`leave_to_optimizer`). Here is the rest: a state dict always leaves with the trained weights, and loading one leaves
-weights and slices that agree. A layer here is any module with `slices()`: (parameter, "weight" or "bias", axis, index)
-of each trained part.
+weights and slices that agree. A layer here is a SlicedLinear (frozen/layer.py).
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def _same_memory(given: Tensor, own: Tensor) -> bool:
 
 def _after_loading(layer: nn.Module, incompatible_keys: Any) -> None:
     layer.link()  # assign=True puts other parameters in
-    for parameter, *_ in layer.slices():
+    for parameter, *_ in layer.parts():
         if hasattr(parameter, "slice_of"):
             parameter.slice_of.loaded = True
     if not any(is_sharded(t) or is_partitioned(t) for t in _tensors(layer)):

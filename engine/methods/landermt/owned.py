@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ....kernels.slice_gradient import compact_gradient
 from ...models.linears import checked_index
+from ...slices.frozen.layer import Part, SlicedLinear
 from ...slices.written import gathered, keep_current
 
 
-class OwnedLinear(nn.Module):
+class OwnedLinear(SlicedLinear):
     """`owned` maps an owner to its units: rows (axis 0, with their bias entries) or columns (axis 1) of the weight.
 
     A unit's slice is a row of its owner's parameter: [k, in] of rows, [k, out] of columns. `whole_bias` trains the
@@ -25,20 +26,17 @@ class OwnedLinear(nn.Module):
     Raises UserError for a unit with two owners or outside the layer.
     """
 
-    left = False
-    """As in slices.SliceLinear, and so is `linked`; ZeRO-3 is the one wrapper that routed models are trained under."""
     linked: object = None
+    """Another one whenever tensors have moved; ZeRO-3 is the one wrapper that routed models are trained under."""
 
     def __init__(self, linear: nn.Linear, axis: int, owned: Mapping[str, Tensor], whole_bias: bool = False) -> None:
-        super().__init__()
-        self.weight, self.bias, self.training, self.axis = linear.weight, linear.bias, linear.training, axis
-        self.out_features, self.in_features = linear.out_features, linear.in_features
-        self.weight.requires_grad_(False)
+        super().__init__(linear)
+        self.axis = axis
         if self.bias is not None:
             self.bias.requires_grad_(whole_bias)
         self.rows, self.columns, self.bias_rows = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         size, where = (self.out_features, self.in_features)[axis], list(owned.values())
-        every = checked_index(torch.cat(where), size, "column" if axis else "row").to(self.weight.device)
+        every = checked_index(torch.cat(where), size, "column" if axis else "row").to(self.device)
         self.owned = dict(zip(owned, every.split([len(index) for index in where]), strict=True))
         # Where all units are owned nothing needs to be gathered: the product's rows are the units themselves.
         self.index = None if len(every) == size else every
@@ -50,9 +48,9 @@ class OwnedLinear(nn.Module):
         """Each owner's slices, of the weight's values."""
         for owner, index in self.owned.items():
             if self.axis:
-                self.columns[owner] = nn.Parameter(self.weight.detach()[:, index].t().contiguous())
+                self.columns[owner] = nn.Parameter(self.take(1, index))
                 continue
-            self.rows[owner] = nn.Parameter(self.weight.detach()[index].clone())
+            self.rows[owner] = nn.Parameter(self.take(0, index))
             if self.bias is not None:
                 self.bias_rows[owner] = nn.Parameter(self.bias.detach()[index].clone())
 
@@ -64,22 +62,10 @@ class OwnedLinear(nn.Module):
         bias = [self.bias] if self.bias is not None and self.bias.requires_grad else []
         return [*self.rows.values(), *self.columns.values(), *self.bias_rows.values(), *bias]
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Write the slices into the weight, as slices.SliceLinear does and when it does."""
-        for parameter, tensor, axis, index in self.slices():
-            weight, values = getattr(self, tensor).data, parameter.data
-            weight.index_copy_(axis, index, (values.t() if axis else values).to(weight.dtype))
-
-    def slices(self) -> list[tuple[nn.Parameter, str, int, Tensor]]:
-        """(parameter, "weight" or "bias", axis, index) of each owner's part."""
+    def parts(self) -> list[Part]:
+        """Each owner's."""
         parts = [(self.rows, "weight", 0), (self.columns, "weight", 1), (self.bias_rows, "bias", 0)]
         return [(p, name, axis, self.owned[owner]) for own, name, axis in parts for owner, p in own.items()]
-
-    def before_forward(self) -> None:
-        """Write the slices, unless the optimizer has."""
-        if not self.left:
-            self.refresh()
 
     def before_backward(self) -> None:
         """Write them again where the weight may have been gathered anew."""
@@ -112,7 +98,7 @@ class OwnedLinear(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        device = self.weight.device
+        device = self.device
         self.owned = {owner: index.to(device) for owner, index in self.owned.items()}
         self.index = None if self.index is None else self.index.to(device)
         self.link()

@@ -25,7 +25,9 @@ from ...common.errors import UserError
 from ...common.private import unviewed
 from ...data.batching import Batch
 from ...models.sites import FFNSite
-from ...slices.fused import FusedFFN, operands, weights
+from ...slices.frozen.products import dtype_of, product, pull
+from ...slices.fused import FusedFFN, begin, resume
+from ...slices.linear import cast_for_autocast
 from .owned import OwnedLinear
 
 
@@ -85,7 +87,7 @@ class RoutedFFN(FusedFFN):
         *first, last = self.linears()
         if site.gated and any(linear.bias is not None for linear in first):
             raise UserError(f"{site.name}: a gated FFN with biases cannot be routed: its gain would scale the bias")
-        device = last.weight.device
+        device = next(last.parameters()).device
         self.router, self.where, self.gains, self.takes = router, where, gains.to(device), takes.to(device)
         self.all_take = bool(takes.all())
         self.shares: nn.ParameterDict | None = None
@@ -98,7 +100,7 @@ class RoutedFFN(FusedFFN):
         """
         self.gains, self.slope = low.to(self.gains.device), (high - low).to(self.gains.device)
         self.shares = nn.ParameterDict()
-        dtype = self.linears()[-1].weight.dtype
+        dtype = dtype_of(self.linears()[-1])
         for pair, start, takes in zip(self.router.pairs, share, self.takes, strict=True):
             logit = torch.logit(start.float(), eps=1e-4)[None].to(self.gains.device, dtype)
             self.shares[pair] = nn.Parameter(logit, requires_grad=bool(takes))
@@ -122,10 +124,10 @@ class _RoutedFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ffn, rows, gain, *slots):
         *first, last = ffn.linears()
-        x2, *values = operands(x.reshape(-1, x.shape[-1]), *first, last)
-        w, b = values[::2], values[1::2]
-        pre = [F.linear(x2, weight) for weight in w[:-1]]
-        y = F.linear(_activate(ffn, pre, b[0], gain.detach(), rows), w[-1], b[-1])
+        x2, dtype = begin(x.reshape(-1, x.shape[-1]), *first, last)
+        pre = [product(x2, linear, dtype=dtype) for linear in first]
+        *_, inner, outer = cast_for_autocast(x2, first[0].bias, last.bias)
+        y = product(_activate(ffn, pre, inner, gain.detach(), rows), last, outer, dtype)
         ctx.ffn, ctx.x_dtype = ffn, x.dtype
         ctx.save_for_backward(x2, rows, gain, *([] if ffn.recompute else pre))
         return unviewed(y, (*x.shape[:-1], y.shape[-1]))  # Falcon adds to it in place
@@ -136,17 +138,16 @@ class _RoutedFFN(torch.autograd.Function):
         ffn = ctx.ffn
         *first, last = ffn.linears()
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        w = weights(dy.dtype, *first, last)
-        pre = pre or [F.linear(x, weight) for weight in w[:-1]]
-        pull = _pull(ffn, dy @ w[-1], pre, gain.detach(), rows, ctx.needs_input_grad[3])
+        resume(*first, last)
+        pre = pre or [product(x, linear, dtype=dy.dtype) for linear in first]
+        back = _pull(ffn, pull(dy, last), pre, gain.detach(), rows, ctx.needs_input_grad[3])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = pull.dpre[0] @ w[0]
-            for d, weight in zip(pull.dpre[1:], w[1:-1], strict=True):
-                dx.addmm_(d, weight)
+            for d, linear in zip(back.dpre, first, strict=True):
+                dx = pull(d, linear, dx)
             dx = dx.to(ctx.x_dtype).view(*shape[:-1], -1)
-        slots = _slot_gradients(ffn, x, dy, rows, gain.detach(), pull)
-        return dx, None, None, pull.dgain, *slots
+        slots = _slot_gradients(ffn, x, dy, rows, gain.detach(), back)
+        return dx, None, None, back.dgain, *slots
 
 
 class _Pull(NamedTuple):
