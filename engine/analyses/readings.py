@@ -134,7 +134,7 @@ class Trainer:
 
     def evaluate(self, folder: Path | None) -> Tensor:
         """Losses [dev sentences] of the model in `folder`; of the base if that is None."""
-        model = self.source.model(folder)
+        model = self.source.model(folder or self.source.base)
         return sentence_losses(
             model, self.dev, self.source.tokenizer.pad_token_id, self.source.config.score.tokens_per_batch
         )[0]

@@ -50,6 +50,7 @@ ENGINE = ("transformers", "deepspeed", "peft", "datasets", "sacrebleu", "tyro", 
 ENGINE += ("scipy", "numpy", "tensorboard", "sentencepiece", "google")
 """Packages that the extra `engine` brings."""
 EXTRAS = dict.fromkeys(ENGINE, "engine") | {"flash_attn": "flash", "liger_kernel": "liger", "wandb": "wandb"}
+EXTRAS |= {"bitsandbytes": "quantize"}
 """Package → the extra that brings it."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

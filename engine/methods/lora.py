@@ -76,6 +76,8 @@ class Lora(Method):
         config = self.peft_config(self.targets(model))
         with private.zero3_known(model):
             inject_adapter_in_model(config, model)
+        for adapter in (p for p in model.parameters() if p.requires_grad):
+            adapter.data = adapter.data.to(model.dtype)  # beside a quantised layer PEFT makes them fp32
 
     def targets(self, model: nn.Module) -> list[str]:
         """Full names of the layers that get an adapter, in the model's order."""

@@ -154,7 +154,13 @@ def settings(
         config = replace(config, method=config.method.with_as_many(matched[seed]))
     if config.method.scores and not config.score.reuse:
         data = of_stage(config.data, "score"), config.data.dir, config.data.dev_sentences, config.data.max_dropped
-        scored = of_stage(config.score, "score"), config.model.path, config.model.dtype, config.method.routes
+        scored = (
+            of_stage(config.score, "score"),
+            config.model.path,
+            config.model.dtype,
+            config.model.quantize,
+            config.method.routes,
+        )
         key = fingerprint([seed, *data, *scored])
         if key in shared:
             config = replace(config, score=replace(config.score, reuse=str(shared[key])))

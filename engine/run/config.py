@@ -76,6 +76,32 @@ class RunConfig:
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
         if self.export.adapter != "none" and not self.method.adapts:
             raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
+        if self.quantised:
+            self._check_quantised()
+        elif self.evaluate.on == "quantised":
+            raise UserError("--evaluate.on quantised: the base is not quantised: set --model.quantize, or leave it out")
+
+    def _check_quantised(self) -> None:
+        """Raises UserError for what cannot be done with weights that are numbers of a quantisation."""
+        kind = f"--model.quantize {self.model.quantize}"
+        if self.method.trains_whole_weights:
+            what = f"{self.method.title} trains whole weights of the base"
+            raise UserError(f"{kind}: {what}, which must not be quantised: leave it out, or train slices, LoRA or DoRA")
+        if self.model.partition == "on" or self.zero.stage == 3:
+            flag = "--model.partition on" if self.model.partition == "on" else "--zero.stage 3"
+            raise UserError(f"{kind}: quantised weights are not cut up among ranks: leave out {flag}")
+        if self.model.compile == "blocks":
+            raise UserError(f"{kind}: quantised blocks are not compiled: leave --model.compile at off")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base is held in 4 or 8 bits while it is scored and trained."""
+        return self.model.quantize != "none"
+
+    @property
+    def measured_on(self) -> str:
+        """The weights that decode: `nf4`, `int8` or `fp8` with full-precision slices, or `full`."""
+        return self.model.quantize if self.quantised and self.evaluate.on != "full" else "full"
 
     def check_groups(self) -> None:
         """Raises UserError where the method compares more groups than there are: to be called before any scoring."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..data.examples import encode_pairs
 from ..data.records import Pair
 from ..data.tokenizer import spelling, tokens
 from ..models import attention, baichuan, kinds, load
+from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
@@ -38,8 +40,15 @@ class Inputs:
         self.device = distributed.device()
 
     def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`, whole on this rank's device."""
-        return load.load_model(str(folder or self.base), self.config.model, self.device)
+        """The frozen base, or the exported model in `folder`, whole on this rank's device.
+
+        The base is quantised where --model.quantize says so, an exported model never is.
+        """
+        return load.load_model(str(folder or self.base), self.settings(folder), self.device)
+
+    def settings(self, folder: Path | None = None) -> ModelConfig:
+        """How the base, or the exported model in `folder`, is loaded."""
+        return self.config.model if folder is None else replace(self.config.model, quantize="none")
 
 
 class Job(Inputs):
@@ -73,22 +82,27 @@ class Job(Inputs):
         return "partitioned" if self.partitioned else "whole"
 
     def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`: whole, or this rank's part."""
-        return load.load_model(str(folder or self.base), self.config.model, self.device, held=self.held)
+        """The frozen base, or the exported model in `folder`: whole, or this rank's part."""
+        return load.load_model(str(folder or self.base), self.settings(folder), self.device, held=self.held)
 
-    def decoder(self, folder: Path) -> nn.Module:
-        """The model in `folder` to decode: whole; or, where it is partitioned, cut by tensors if it can be."""
-        if self.partitioned and load.ranks_together(folder) > 1:
-            return load.load_model(str(folder), self.config.model, self.device, held="parallel")
+    def decoder(self, folder: Path | None = None) -> nn.Module:
+        """The base, or the exported model in `folder`, to decode: whole, or cut by tensors where it is partitioned.
+
+        The base is quantised if that is what is to be measured.
+        """
+        folder = self.base if folder is None and self.config.measured_on == "full" else folder
+        if self.partitioned and load.ranks_together(folder or self.base) > 1:
+            return load.load_model(str(folder or self.base), self.settings(folder), self.device, held="parallel")
         return self.model(folder)
 
     def _capabilities(self) -> str:
         model, device = self.config.model, self.device
         dtype = load.model_dtype(model.dtype, device)
         path = attention.attention_path(model.attention, device, load.config_json(self.base), dtype)
+        over = f" over {model.quantize}" * self.config.quantised
         return (
             f"{distributed.world()} rank(s) on {device.type}, torch {torch.__version__}, "
-            f"{str(dtype).removeprefix('torch.')}, attention {path.removeprefix('slicetune_')}, loss in "
+            f"{str(dtype).removeprefix('torch.')}{over}, attention {path.removeprefix('slicetune_')}, loss in "
             f"{loss_path(device)}, ZeRO stage {self.stage}; {self.shape.name}: {self.shape.neurons:,} "
             f"neurons, {self.shape.parameters:,} parameters"
         )

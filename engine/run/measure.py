@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..common import distributed, signals
+from ..common.checkpoint import MASTER
 from ..common.files import write_json
 from ..common.output import Bar
 from ..data import prompts
@@ -19,11 +20,13 @@ from ..evaluation.report.run import write_report
 from ..evaluation.translation import Line, Translated, gather
 from ..evaluation.translation import translate as decode
 from ..export import attached
+from ..export.live import chosen_masters
 from ..export.routed import load_routed
 from ..methods.few_shot import fit
 from ..models import load
 from ..models.large.parallel import shares
 from ..models.large.partition import is_partitioned
+from ..slices.patches import load_masters
 from .config import RunConfig
 from .job import Job
 from .stages import Stages
@@ -34,12 +37,46 @@ Shots = Mapping[str, list[list[Pair]]]
 
 def load_trained(job: Job, folder: Path) -> nn.Module:
     """The model that the method gives, ready to decode; `folder` is where it lies."""
-    method = job.config.method
-    if method.routed:
-        return load_routed(folder, job.config.model, job.device, job.held)
+    method, full = job.config.method, job.settings(folder)
+    quantised = job.config.measured_on != "full"
     if method.trains and not method.merges:
-        return attached.load(folder, str(job.base), job.config.model, job.device, job.held)
-    return job.decoder(folder)
+        model = job.config.model if quantised else full
+        return attached.load(folder, str(job.base), model, job.device, job.held)
+    if method.trains and quantised:
+        return _on_quantised(job)
+    if method.routed:
+        return load_routed(folder, full, job.device, job.held)
+    return job.decoder(folder if method.trains else None)
+
+
+def _on_quantised(job: Job) -> nn.Module:
+    """What was trained, as it was trained: the chosen checkpoint's values beside the quantised base."""
+    method, model = job.config.method, job.model()
+    chosen = method.load_chosen(job.out)
+    method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())
+    load_masters(model, {n: t for n, t in chosen_masters(job.out).items() if n.startswith(MASTER)})
+    return model.requires_grad_(False).eval()
+
+
+WEIGHTS = "weights.txt"
+"""In a run's translations/, where its base is quantised: the weights that they were decoded with."""
+
+
+def bring_translations(folder: Path, on: str) -> None:
+    """Let `folder` hold the translations by the weights `on`; those by others are kept beside, as `<folder>-<others>`.
+
+    The first rank alone calls it. A run that was never quantised has no others.
+    """
+    mark = folder / WEIGHTS
+    made_with = mark.read_text().strip() if mark.is_file() else "full"
+    if folder.exists() and made_with != on:
+        folder.rename(folder.with_name(f"{folder.name}-{made_with}"))
+    kept = folder.with_name(f"{folder.name}-{on}")
+    if not folder.exists() and kept.exists():
+        kept.rename(folder)
+    if on != "full":
+        folder.mkdir(exist_ok=True)
+        mark.write_text(f"{on}\n")
 
 
 def translate(

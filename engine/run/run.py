@@ -102,6 +102,7 @@ class Run:
         other = "pair" if c.data.pairs else "pairs"
         data = {name: value for name, value in of_stage(c.data, "score").items() if name != other}
         source = {"model": load.fingerprint(job.base), "corpus": job.report.fingerprint}
+        source |= {"quantize": c.model.quantize} if c.quantised else {}
         self.stages.settings |= source | {"data": data, "seed": c.seed}
         own = job.method_settings()
         if method.scores:
@@ -160,14 +161,17 @@ class Run:
         c, job, method, folder = self.config, self.job, self.config.method, self.out / "translations"
         decoding = of_stage(c.evaluate, "decode") | of_stage(c.data, "decode")
         decoding |= {"test": {s.domain: s.fingerprint for s in job.report.splits if s.name == "test"}}
+        on = c.measured_on
+        decoding |= {"on": on} if c.quantised else {}
+        distributed.first(lambda: measure.bring_translations(folder, on))
+        which = " in full precision" if c.quantised and on == "full" else ""  # stages of their own: both are kept
         if "base" in job.systems:
-            load_it = lambda: job.decoder(job.base)  # noqa: E731
-            work = lambda: measure.translate(job, "base", load_it, job.base, self.stages.settings)  # noqa: E731
-            self.stages.do("translate base", {"decode": decoding}, folder / "base", work)
+            work = lambda: measure.translate(job, "base", job.decoder, job.base, self.stages.settings)  # noqa: E731
+            self.stages.do(f"translate base{which}", {"decode": decoding}, folder / "base", work)
         if not method.is_base:
             own = {} if method.trains else job.method_settings()  # a trained method's are there already
             artefact = folder / method.kind
-            self.stages.do("translate", {"decode": decoding} | own, artefact, self._translate_trained)
+            self.stages.do(f"translate{which}", {"decode": decoding} | own, artefact, self._translate_trained)
 
     def _translate_trained(self) -> None:
         job, method = self.job, self.config.method
@@ -183,6 +187,7 @@ class Run:
         found |= results.training(self.out)
         about: dict[str, Any] = {"slicetune": __version__, "method": c.method.kind, "model": c.model.path}
         about |= {"train_sentences": c.train_sentences} if c.method.trains else {}
+        about |= {"quantize": c.model.quantize, "measured_on": c.measured_on} if c.quantised else {}
         about |= {"lost_targets": {name: asdict(lost) for name, lost in job.lost.items()}} if job.lost else {}
         about |= {"seconds": self.stages.seconds(), "peak_memory": self.stages.peaks(), "ranks": distributed.world()}
         return measure.write_results(self.out, found, comet_said, about)

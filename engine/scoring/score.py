@@ -66,6 +66,7 @@ def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, o
     samples = distributed.first_rank_first(lambda: labelled.read(files))
     base = Path(distributed.first_rank_first(lambda: models.snapshot(loading.path)))
     identity: dict[str, Any] = {"model": models.fingerprint(base), "files": contents(files)}
+    identity |= {"quantize": loading.quantize} if loading.quantize != "none" else {}
     identity |= {"score": of_stage(config, "score"), "max_length": max_length, "groups": labelled.groups(samples)}
     if out.is_file():
         if rows := differences(Statistics.sums(out).provenance, json.loads(json.dumps(identity))):
@@ -88,7 +89,12 @@ def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, o
     tokens.check(tokenizer, named, shape.vocab)
     kinds.look_at_lengths(models.config_json(base), named)
     size = shape.parameters * models.model_dtype(loading.dtype, distributed.device()).itemsize
-    held = "partitioned" if partition.wanted(loading.partition, size) else "whole"
+    if loading.quantize != "none" and loading.partition == "on":
+        raise UserError(
+            f"--model.quantize {loading.quantize}: quantised weights are not cut up: leave --model.partition at auto"
+        )
+    cut = loading.quantize == "none" and partition.wanted(loading.partition, size)
+    held = "partitioned" if cut else "whole"
     load = lambda: models.load_model(str(base), loading, distributed.device(), held=held)  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)

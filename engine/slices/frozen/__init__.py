@@ -1,1 +1,1 @@
-"""A frozen weight, whole or quantised, some rows or columns of which are parameters of their own: what it multiplies."""
+"""A frozen weight, plain or quantised, of which some rows or columns are parameters: what it multiplies."""
