@@ -6,8 +6,9 @@ quantised by rows when it comes:
     product:  y  = x Wᵀ   x ≈ diag(a) p          y  = diag(a) (p qᵀ) diag(s)
     pull:     dx = dy W   dy diag(s) ≈ diag(c) g  dx = diag(c) (g q)
 
-dy is e4m3 too, not e5m2: a scale for each row leaves a range of 2¹⁷ below the row's largest value, and one bit more of
-mantissa halves the error (2.6 % against 5.2 % of gradients of tiny-llama-de-en).
+dy is e4m3 too, not e5m2. With a scale for each row e4m3 reaches from the row's largest value down to 2⁻¹⁷ of it, and
+its third bit of mantissa halves the error. Measured on the 28 layers of tiny-llama-de-en: dx is 2.3 % off against
+4.5 %, with the weight's own error 3.3 % against 5.1 %.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ def pull(dy: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     W's scales lie along the sum, so they are multiplied into dy before it is quantised. The transposed values that a
     GPU's product reads are made for the moment: keeping them would cost the memory that float8 saves.
     """
-    return _multiplied(
-        *quantised(dy.float() * scales), values.t(), torch.ones_like(scales[:1]).expand(values.shape[1]), dy.dtype
-    )
+    ones = scales.new_ones(values.shape[1])
+    return _multiplied(*quantised(dy.float() * scales), values.t(), ones, dy.dtype)
 
 
 def without(values: Tensor, axis: int, index: Tensor) -> None:
@@ -65,15 +65,15 @@ def without(values: Tensor, axis: int, index: Tensor) -> None:
 
 def scaled(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype) -> Tensor:
     """torch's scaled product: values a [T, k] and b [n, k], scales [T] and [n] → diag(a_scales) a bᵀ diag(b_scales)."""
-    by_rows = F.ScalingType.RowWise
+    row = F.ScalingType.RowWise
     columns = b.contiguous().t()  # cuBLAS wants the second matrix by columns
-    by = a_scales[:, None].contiguous(), b_scales[None].contiguous()
-    return F.scaled_mm(a, columns, by[0], by_rows, by[1], by_rows, output_dtype=dtype)
+    return F.scaled_mm(a, columns, a_scales[:, None], row, b_scales[None], row, output_dtype=dtype)
 
 
 def emulated(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype) -> Tensor:
     """The same from the same values in float32. TF32 changes nothing: it holds e4m3, and adds up in float32."""
-    return (a.float() @ b.float().t() * a_scales[:, None] * b_scales).to(dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.float() @ b.float().t() * a_scales[:, None] * b_scales).to(dtype)
 
 
 def _multiplied(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype) -> Tensor:
