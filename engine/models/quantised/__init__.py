@@ -1,1 +1,1 @@
-"""A base whose frozen weights are stored in fewer bits: NF4, int8, float8."""
+"""A model whose blocks hold their linear layers in 4 or 8 bits: how it is loaded, and what its layers compute."""
