@@ -116,6 +116,24 @@ def test_torchs_product_is_the_emulated_one(dtype):
         assert error(float8.scaled(*case), float8.emulated(*case)) < ROUNDING[dtype]
 
 
+def test_what_a_gpu_is_given_lies_as_it_must(monkeypatch):
+    """The first matrix by rows, the second by columns, float32 scales [T, 1] and [1, n]; the product is the same."""
+    x, dy, (values, scales) = draw(TOKENS, IN), draw(TOKENS, OUT), quantised(draw(OUT, IN))
+    want = product(x, values, scales), pull(dy, values, scales)
+
+    def scaled_mm(a, b, a_scales, row, b_scales, other, output_dtype):
+        assert (a.stride(), b.stride(), row, other) == ((a.shape[1], 1), (1, b.shape[0]), *[row.RowWise] * 2)
+        assert (a_scales.shape, b_scales.shape) == ((len(a), 1), (1, b.shape[1]))
+        assert a_scales.is_contiguous()
+        assert b_scales.is_contiguous()
+        return (a_scales * (a.float() @ b.float()) * b_scales).to(output_dtype)
+
+    monkeypatch.setattr(float8, "_has_product", lambda *_: True)
+    monkeypatch.setattr(float8.F, "scaled_mm", scaled_mm)
+    assert error(product(x, values, scales), want[0]) < ROUNDING[torch.float32]
+    assert error(pull(dy, values, scales), want[1]) < ROUNDING[torch.float32]
+
+
 @pytest.mark.parametrize("bad", [INF, -INF, NAN])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_is_seen(dtype, bad):
