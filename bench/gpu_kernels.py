@@ -2,7 +2,7 @@
 
     python bench/run.py gpu         # runs this first; or: python -m pytest bench/gpu_kernels.py
 
-Odd shapes, gaps, an empty selection, every unit, one sample, routing, in place, fp32, fp16 and bf16; a step of the
+Odd shapes, gaps, an empty selection, every unit, one sample, routing, in place, fp32, fp16, bf16, fp8; a step of the
 engine with kernels against one without; repeated runs to the bit.
 """
 
@@ -16,6 +16,7 @@ from shapes import DEVICE, GPU
 from torch import Tensor, nn
 
 from slicetune.engine.models import sites as sites_module
+from slicetune.engine.models.quantised import float8
 from slicetune.engine.scoring import passes as scoring
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.scoring.statistics import Statistics
@@ -184,6 +185,24 @@ def test_slice_gradient(tokens, out, inner, k, dtype):
     agree(row_gradient(dy, x, rows), dy[:, rows].double().t() @ x.double(), limit)
     agree(column_gradient(dy, x, columns), x[:, columns].double().t() @ dy.double(), limit)
     assert torch.equal(row_gradient(dy, x, rows), row_gradient(dy, x, rows))
+
+
+@pytest.mark.skipif(not GPU, reason="a CPU has the emulated product alone")
+@pytest.mark.parametrize(("tokens", "out", "inner"), [(480, 1024, 4096), (37, 14336, 512), (1, 64, 32), (100, 130, 72)])
+def test_float8(tokens, out, inner):
+    """The GPU's scaled product is the emulated one, forward and backward; sizes that it lacks are emulated."""
+    torch.manual_seed(out)
+    weight, x, dy = (torch.randn(*n, device=DEVICE).bfloat16() for n in ((out, inner), (tokens, inner), (tokens, out)))
+    values, scales = float8.quantised(weight)
+    host = float8.quantised(weight.cpu())
+    assert torch.equal(values.cpu().view(torch.uint8), host[0].view(torch.uint8))
+    assert torch.equal(scales.cpu(), host[1])
+    for multiply, a in ((float8.product, x), (float8.pull, dy)):
+        got = multiply(a, values, scales)
+        agree(got, multiply(a.float(), values, scales), LIMIT[torch.bfloat16])  # float32 is always emulated
+        assert torch.equal(got, multiply(a, values, scales))
+        a[0, 3] = float("inf")
+        assert multiply(a, values, scales)[0].isnan().all()
 
 
 @pytest.mark.parametrize("moments", ["float32", "8bit"])
