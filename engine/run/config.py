@@ -85,7 +85,8 @@ class RunConfig:
         """Raises UserError for what cannot be done with weights that are numbers of a quantisation."""
         kind = f"--model.quantize {self.model.quantize}"
         if self.method.trains_whole_weights:
-            what = f"{self.method.title} trains whole weights of the base"
+            how = " with --method.attention" if self.method.routed else ""
+            what = f"{self.method.title}{how} trains whole weights of the base"
             raise UserError(f"{kind}: {what}, which must not be quantised: leave it out, or train slices, LoRA or DoRA")
         if self.model.partition == "on" or self.zero.stage == 3:
             flag = "--model.partition on" if self.model.partition == "on" else "--zero.stage 3"

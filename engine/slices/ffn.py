@@ -8,6 +8,8 @@ fused.py has the FFN as one function.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..common.files import MODE
 from ..models.linears import check_linear, check_linears
+from ..models.quantised.layers import is_quantised, layers
 from ..models.quantised.stored import remember
 from ..models.sites import FFNSite, find_ffns, layer_slices
+from .frozen.layer import SlicedLinear
 from .fused import FusedFFN
 from .linear import BOTH, SliceLinear, refuse_slices, slice_linear
 from .written import gathered, is_sharded
@@ -80,10 +84,12 @@ def merge(model: nn.Module) -> nn.Module:
 
     Its own FFNs and linear layers come back, the objects that `attach` or `slice_linears` took out, so hooks, PEFT,
     tracing and quantisation work as before. They stay frozen: `model.requires_grad_(True)` trains all of it. Raises
-    UserError where the weights are sharded: there `ffn.save` writes the model.
+    UserError where the weights are sharded or quantised: there `ffn.save` writes the model.
     """
     _refuse_routed(model)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, SliceLinear | FusedFFN)]
+    if any(isinstance(module, SliceLinear) and module.frozen is not None for _, module in found):
+        raise UserError("the model is quantised: ffn.save(model, folder) writes it in full precision")
     if any(is_sharded(p) or hasattr(p, "ds_id") for _, module in found for p in module.parameters()):
         raise UserError("the model's weights are sharded: ffn.save(model, folder) writes it as a plain one")
     for name, module in found:
@@ -97,7 +103,8 @@ def merge(model: nn.Module) -> nn.Module:
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the trained model as a plain Hugging Face folder: every program loads it as it loads the base model.
 
-    The model goes on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
+    One that trains on a quantised base is written in full precision, which the host's memory must hold. The model goes
+    on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
     sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
     model without `save_pretrained`, for PEFT's, FSDP1's and LANDeRMT's, and if `folder` is a file.
     """
@@ -112,8 +119,21 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         raise UserError(f"{folder} is a file: name a folder")  # save_pretrained would log it and write nothing
     tensors = plain_state(model)
     if _first_rank():
-        model.save_pretrained(folder, state_dict=tensors)
+        with _plain_config(model):
+            model.save_pretrained(folder, state_dict=tensors)
         _finish(Path(folder))
+
+
+@contextmanager
+def _plain_config(model: nn.Module) -> Iterator[None]:
+    """The model without what transformers has noted of its quantisation, which save_pretrained would write."""
+    noted = [(vars(model.config), "quantization_config"), (vars(model), "hf_quantizer")]
+    taken = [(place, name, place.pop(name)) for place, name in noted if name in place]
+    try:
+        yield
+    finally:
+        for place, name, value in taken:
+            place[name] = value
 
 
 def _finish(folder: Path) -> None:
@@ -143,6 +163,8 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     own = {id(p) for module in model.modules() if isinstance(module, SliceLinear) for p in module.trainable()}
     # Layers that torch.compile has wrapped one by one have its name in theirs.
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if id(tensor) not in own}
+    if is_quantised(model):
+        return _unquantised(model, state)
     if not any(is_sharded(tensor) or hasattr(tensor, "ds_id") for tensor in state.values()):
         return {name: tensor.detach() for name, tensor in state.items()}
     whole: dict[int, Tensor | None] = {}
@@ -152,6 +174,27 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
                 value = tensor.full_tensor() if is_sharded(tensor) else tensor
                 whole[id(tensor)] = value.detach().cpu().clone() if _first_rank() else None
     return {name: whole[id(tensor)] for name, tensor in state.items()} if _first_rank() else {}
+
+
+def _unquantised(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the unquantised weights of quantised layers, trained slices in them, on the CPU."""
+    found = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    for name, layer in layers(model):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        sliced = isinstance(owner, SlicedLinear)
+        own = name.removesuffix(".frozen") if sliced else name
+        found = {key: t for key, t in found.items() if not key.startswith(f"{name}.") or key == f"{own}.bias"}
+        if not hasattr(layer, "stored"):
+            raise UserError(
+                f"{own} is quantised, and where its unquantised weight lies is not known: attach with base="
+            )
+        weight = layer.stored.whole()
+        for p, tensor, axis, index in owner.parts() if sliced else ():
+            if tensor == "weight":
+                values = p.detach().cpu().to(weight.dtype)
+                weight.index_copy_(axis, index.cpu(), values.t() if axis else values)
+        found[f"{own}.weight"] = weight
+    return found
 
 
 def _refuse_routed(model: nn.Module) -> None:

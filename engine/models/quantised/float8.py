@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 FLOAT8 = torch.float8_e4m3fn
+CAPABILITY = (8, 9)
+"""From which on a GPU multiplies float8: Ada, Hopper."""
 LARGEST = 448.0
 """The largest value of e4m3fn, which has no infinity."""
 
@@ -83,7 +85,7 @@ def _multiplied(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype:
 def _has_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     """Whether the GPU multiplies these in float8: Ada, Hopper or later, sizes in multiples of 16, bf16 out."""
     fits = len(a) > 0 and all(size % 16 == 0 for size in b.shape) and dtype == torch.bfloat16
-    return fits and a.is_cuda and torch.cuda.get_device_capability(a.device) >= (8, 9)
+    return fits and a.is_cuda and torch.cuda.get_device_capability(a.device) >= CAPABILITY
 
 
 class Float8Linear(nn.Linear):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...common import distributed
 from ...common.errors import UserError
 from ...common.shards import Shard
 from ..large import weights
@@ -31,6 +32,8 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
     The folder was checked before (folders.check). Raises UserError as weights.fill does, for a weight that is not
     finite, which quantisation would hide, and for what `how` cannot do.
     """
+    if how == "fp8":
+        _check_float8(device)
     model = weights.empty(folder, dtype, attention)
     chosen = _replaced(model, how, dtype)
 
@@ -50,6 +53,15 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
     # What PEFT goes by.
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = how == "nf4", how == "int8"
     return model
+
+
+def _check_float8(device: torch.device) -> None:
+    """Raises UserError for a GPU without float8 products; on a CPU they are made in fp32, which is said."""
+    if device.type == "cpu":
+        distributed.print0("fp8: a CPU has no such products: the same numbers are multiplied in float32, which is slow")
+    elif torch.cuda.get_device_capability(device) < float8.CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--model.quantize fp8: {name} has no float8 products: use nf4 or int8")
 
 
 def _replaced(model: nn.Module, how: str, dtype: torch.dtype) -> dict[str, nn.Module]:
