@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..common import private
 from ..common.checkpoint import masters
 from ..common.errors import UserError
+from ..models.quantised import layers as quantised
 from ..models.shapes import ModelShape, from_config
 from ..models.sites import find_ffns
 from ..slices.patches import Patch
@@ -71,6 +72,8 @@ class Lora(Method):
         """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
         from peft import inject_adapter_in_model
 
+        if self.magnitude and any(quantised.kind(layer) == "fp8" for _, layer in quantised.layers(model)):
+            raise UserError(f"{self.title} reads the weights themselves, which are fp8: use nf4 or int8")
         model.requires_grad_(False)
         torch.manual_seed(seed)
         config = self.peft_config(self.targets(model))
