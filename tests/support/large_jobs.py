@@ -42,13 +42,15 @@ def refused(folder: str, held: str) -> str:
     return ""
 
 
-def train_shared(folder: str, out: str, overrides: dict[str, Any], neurons: Any = None) -> tuple[dict, dict, int]:
-    """Train the model in `folder`, partitioned when it is loaded; the last checkpoint, its steps, what is trained.
+def train_shared(
+    folder: str, out: str, overrides: dict[str, Any], neurons: Any = None, held: str = "partitioned"
+) -> tuple[dict, dict, int]:
+    """Train the model in `folder`, loaded in parts or as `held` says; the last checkpoint, its steps, what is trained.
 
     As rank_jobs.train_method, whose model is whole until DeepSpeed has it.
     """
     config = toys.config(out, **overrides)
-    model = load_model(folder, config.model, torch.device("cpu"), held="partitioned")
+    model = load_model(folder, config.model, torch.device("cpu"), held=held)
     torch.manual_seed(distributed.rank())
     neurons = neurons or (toys.units() if config.method.selects else None)
     config.method.prepare(model, neurons, seed=config.seed, groups=("de-en",) * 2)
@@ -56,10 +58,12 @@ def train_shared(folder: str, out: str, overrides: dict[str, Any], neurons: Any 
     return *_trained(model, config, out, toys.examples(config.data.train_sentences)), size
 
 
-def train_routed_shared(folder: str, out: str, overrides: dict[str, Any], units: int, how: dict[str, Any]) -> dict:
-    """As rank_jobs.train_routed on all groups, of the model in `folder`, partitioned; the last checkpoint."""
+def train_routed_shared(
+    folder: str, out: str, overrides: dict[str, Any], units: int, how: dict[str, Any], held: str = "partitioned"
+) -> dict:
+    """As rank_jobs.train_routed on all groups, of the model in `folder`, loaded as above; the last checkpoint."""
     config = toys.config(out, **overrides)
-    model = load_model(folder, config.model, torch.device("cpu"), held="partitioned")
+    model = load_model(folder, config.model, torch.device("cpu"), held=held)
     routes = toys.routes(units, **how.get("routes", {}))
     routing.attach(model, routes, routes.pairs, **{k: v for k, v in how.items() if k != "routes"})
     return _trained(model, config, out, toys.examples(config.data.train_sentences, groups=3))[0]
