@@ -22,7 +22,8 @@ from ..models import attention, baichuan, kinds, load
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
-from .forecast.partition import partition
+from .forecast.partition import decided, partition
+from .forecast.settle import Settled, line, settle
 
 
 class Inputs:
@@ -36,10 +37,30 @@ class Inputs:
         self.pad_id: int = self.tokenizer.pad_token_id
         self.shape: ModelShape = from_config(load.config_json(self.base))
         self.device = distributed.device()
+        size, self.room = distributed.gpu_memory()
+        if self.room:  # what is counted asks the method: a layer that the model has not is one line of the first rank
+            distributed.first(lambda: config.method.bounds(self.shape))
+        self.partitioned, self.why = self._partition(size)
+        self.settled: Settled = settle(decided(config, self.partitioned), self.shape, distributed.world(), self.room)
+        """What is left to the run, for each stage; config.json keeps `auto`."""
 
-    def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`, whole on this rank's device."""
-        return load.load_model(str(folder or self.base), self.config.model, self.device)
+    def _partition(self, size: int | None) -> tuple[bool, str]:
+        """Whether ranks hold a part of each weight, and why, on GPUs of `size` bytes. An analysis has whole models."""
+        return False, ""
+
+    @property
+    def scoring(self) -> RunConfig:
+        """The settings of scoring, and of an analysis."""
+        return self.settled.scoring.config if self.settled.scoring else self.config
+
+    @property
+    def training(self) -> RunConfig:
+        """The settings of training."""
+        return self.settled.training.config if self.settled.training else self.config
+
+    def model(self, folder: Path | None = None, stage: RunConfig | None = None) -> nn.Module:
+        """The frozen base, or the model in `folder`, whole on this rank's device, as `stage` has it: as for scoring."""
+        return load.load_model(str(folder or self.base), (stage or self.scoring).model, self.device)
 
 
 class Job(Inputs):
@@ -54,13 +75,14 @@ class Job(Inputs):
         self.lost: dict[str, spelling.Lost] = distributed.share_object(distributed.first(lost))
         for name, targets in self.lost.items():
             distributed.print0(targets.line(name))
-        memory = None
-        if torch.cuda.is_available():  # the smallest one's: all ranks decide alike
-            memory = int(distributed.agree(torch.cuda.mem_get_info()[1], "min"))
-        self.partitioned, why = partition(config, self.shape, distributed.world(), memory)
         distributed.print0(self._capabilities())
-        if self.partitioned or memory:
-            distributed.print0(why)
+        if self.partitioned or self.room:
+            distributed.print0(self.why)
+        if self.room and self.settled.stages:
+            distributed.print0(line(self.settled, self.room))
+
+    def _partition(self, size: int | None) -> tuple[bool, str]:
+        return partition(self.config, self.shape, distributed.world(), size)
 
     @property
     def stage(self) -> int:
@@ -72,9 +94,9 @@ class Job(Inputs):
         """What a rank has of a model that is scored or trained."""
         return "partitioned" if self.partitioned else "whole"
 
-    def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the model in `folder`: whole, or this rank's part."""
-        return load.load_model(str(folder or self.base), self.config.model, self.device, held=self.held)
+    def model(self, folder: Path | None = None, stage: RunConfig | None = None) -> nn.Module:
+        """The frozen base, or the model in `folder`: whole, or this rank's part; as `stage` has it: as for scoring."""
+        return load.load_model(str(folder or self.base), (stage or self.scoring).model, self.device, held=self.held)
 
     def decoder(self, folder: Path) -> nn.Module:
         """The model in `folder` to decode: whole; or, where it is partitioned, cut by tensors if it can be."""
