@@ -41,7 +41,6 @@ from .progress import Progress
 from .share import Share
 from .statistics import Statistics
 
-
 Settle = Callable[[ModelConfig, ScoreConfig, ModelShape, int, int], tuple[ModelConfig, ScoreConfig]]
 """What `auto` settings become: given also the number of groups and the most tokens of a sample."""
 
@@ -107,7 +106,8 @@ def write(
     tokens.check(tokenizer, named, shape.vocab)
     kinds.look_at_lengths(models.config_json(base), named)
     size = shape.parameters * models.model_dtype(loading.dtype, distributed.device()).itemsize
-    held = "partitioned" if partition.wanted(loading.partition, size) else "whole"
+    choice = "off" if loading.quantize != "none" and loading.partition == "auto" else loading.partition
+    held = "partitioned" if partition.wanted(choice, size) else "whole"
     loading = replace(loading, partition="on" if held == "partitioned" else "off")
     loading, config = settle(loading, config, shape, len(identity["groups"]), max_length)
     load = lambda: models.load_model(str(base), loading, distributed.device(), held=held)  # noqa: E731

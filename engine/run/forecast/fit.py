@@ -14,6 +14,7 @@ from functools import reduce
 from ...methods.counts import Trainable
 from ...models.shapes import ModelShape
 from ..config import RunConfig
+from . import memory
 from .decoding import decoding
 from .partition import decided, partition
 from .settle import Settled, settle
@@ -29,6 +30,7 @@ FLAGS = (
     "zero.stage",
     "score.tokens_per_batch",
     "score.counts",
+    "train.micro_batch_size",
     "evaluate.batch_size",
 )
 """Settings that a line may name."""
@@ -90,19 +92,15 @@ def table(load: Load) -> list[str]:
 def ways(load: Load) -> Iterator[Way]:
     """Every kind of weights that the method allows, whole, and partitioned where there are several GPUs.
 
-    Of each the first variant that fits, else the last.
+    Each with as few changes of the user's other settings as it takes to fit.
     """
     on, _ = partition(load.config, load.shape, load.world, load.gpu_memory)
     own = decided(load.config, on)
     for kind in ("none",) if own.method.trains_whole_weights else KINDS:
         for cut in (False, True) if load.world > 1 and kind == "none" else (False,):
-            found: Way | None = None
-            for one in _variants(_changed(own, kind, cut), load.world):
-                found = _way(load, own, one)
-                if found.fits:
-                    break
-            assert found is not None
-            yield found
+            changed = _changed(own, kind, cut)
+            kept = _way(load, own, changed)
+            yield kept if kept.fits else _way(load, own, _left_to_the_run(changed))
 
 
 def _changed(config: RunConfig, kind: str, cut: bool) -> RunConfig:
@@ -114,35 +112,49 @@ def _changed(config: RunConfig, kind: str, cut: bool) -> RunConfig:
     return replace(config, model=model, zero=replace(config.zero, stage=stage))
 
 
-def _variants(config: RunConfig, world: int) -> Iterator[RunConfig]:
-    """The same, with fewer settings of the user's own from one to the next: first those that cost least."""
-    loose = replace(
-        config,
-        model=replace(config.model, activation_checkpointing="auto"),
-        score=replace(config.score, tokens_per_batch="auto", counts="auto"),
-    )
-    divided = config.zero.stage == 1 and world > 1 and config.model.partition == "off"
-    batches = [size for size in (8, 1) if size < config.evaluate.batch_size]
-    for one in (config, loose) if loose != config else (config,):
-        yield one
-        for batch in batches:
-            yield _decoded(one, batch)
-        if divided:
-            yield from (_decoded(_divided(one), batch) for batch in (config.evaluate.batch_size, *batches))
-
-
-def _decoded(config: RunConfig, batch: int) -> RunConfig:
-    return replace(config, evaluate=replace(config.evaluate, batch_size=batch))
-
-
-def _divided(config: RunConfig) -> RunConfig:
-    return replace(config, zero=replace(config.zero, stage=2))
+def _left_to_the_run(config: RunConfig) -> RunConfig:
+    """The same, with nothing set of what a run can settle."""
+    model = replace(config.model, activation_checkpointing="auto")
+    return replace(config, model=model, score=replace(config.score, tokens_per_batch="auto", counts="auto"))
 
 
 def _way(load: Load, own: RunConfig, config: RunConfig) -> Way:
-    settled = settle(config, load.shape, load.world, load.gpu_memory, load.counts)
-    size = device_total(decoding(config, load.shape, load.world))
-    return Way(_flags(own, config), settled, size, load.gpu_memory)
+    """`config` with a smaller share of the training and a smaller batch of the decoding where they are too large."""
+
+    def settled(one: RunConfig) -> Settled:
+        return settle(one, load.shape, load.world, load.gpu_memory, load.counts)
+
+    def decoded(one: RunConfig) -> int:
+        return device_total(decoding(one, load.shape, load.world))
+
+    for config in _trainings(config, load.world):
+        if (training := settled(config).training) is None or training.fits:
+            break
+    for config in _decodings(config):
+        if decoded(config) <= USABLE * load.gpu_memory:
+            break
+    if load.config.model.partition == "auto" and config.model.quantize != "none":
+        own = decided(own, False)  # which `auto` is then
+    return Way(_flags(own, config), settled(config), decoded(config), load.gpu_memory)
+
+
+def _trainings(config: RunConfig, world: int) -> Iterator[RunConfig]:
+    """As set; with gradients divided among the GPUs; a sentence a forward. First what costs least.
+
+    A routed model learns from other sentences when a forward has fewer: not the same training.
+    """
+    yield config
+    if config.zero.stage == 1 and world > 1 and config.model.partition == "off":
+        config = replace(config, zero=replace(config.zero, stage=2))
+        yield config
+    if memory.micro_batch(config, world) > 1 and not config.method.routed:
+        yield replace(config, train=replace(config.train, micro_batch_size=1))
+
+
+def _decodings(config: RunConfig) -> Iterator[RunConfig]:
+    sizes = [size for size in (8, 1) if size < config.evaluate.batch_size]
+    for size in (config.evaluate.batch_size, *sizes):
+        yield replace(config, evaluate=replace(config.evaluate, batch_size=size))
 
 
 def _flags(own: RunConfig, other: RunConfig) -> str:

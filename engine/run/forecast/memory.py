@@ -2,7 +2,7 @@
 
 Here --model.partition is `on` or `off`: partition.py has decided what `auto` is. Not counted: the CUDA context, the
 allocator's fragments. What a block saves was compared with autograd's saved tensors
-(tests/engine/run/test_estimate.py). A setting that is still `auto` counts as the fastest there is; settle.py decides it.
+(tests/engine/run/test_estimate.py). A setting that is still `auto` counts as the fastest there is: settle.py decides.
 Next: decoding.py, then memory_report.py, which prints it.
 """
 

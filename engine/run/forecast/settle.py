@@ -18,12 +18,13 @@ from ...models.shapes import ModelShape
 from ...scoring.config import USUAL_TOKENS, ScoreConfig
 from ..config import RunConfig
 from . import memory
-from .weights import USABLE, device_total
+from .weights import USABLE, device_total, partitioned
 
 TOKENS = (USUAL_TOKENS, 2048, 1024, 512, 256)
 """Tokens of a batch that are tried."""
 FULL = 1024
-"""Tokens that fill a GPU: with fewer its time goes into reading weights, and half as many take as long."""
+"""Tokens that fill a GPU: with fewer its time goes into reading weights, and half as many take as long. A partitioned
+model is sent to every rank for each batch, which takes about as long as 4,096 tokens."""
 RECOMPUTING = 4 / 3
 """Times as long with activation checkpointing: a third forward beside a forward and a backward of two."""
 COPYING = 1.1
@@ -90,7 +91,8 @@ def scoring_ways(config: RunConfig) -> list[RunConfig]:
     """The settings that scoring can have, fastest first; of two that are as fast the one with larger batches.
 
     For a Llama: the device's counts with 4,096, 2,048 and 1,024 tokens; the same with counts on the host; both with
-    checkpointing; then batches that no longer fill a GPU. A batch smaller than --data.max-length would save nothing.
+    checkpointing; then batches that no longer fill a GPU. Of a partitioned one checkpointing comes before any smaller
+    batch. A batch smaller than --data.max-length would save nothing.
     """
     score = config.score
     sizes = [n for n in TOKENS if n >= config.data.max_length] or TOKENS[:1]
@@ -98,7 +100,7 @@ def scoring_ways(config: RunConfig) -> list[RunConfig]:
     places = ["device"] if config.method.routes else ["device", "host"]  # a detection's sums are on the host anyway
     places = places if score.counts == "auto" else [score.counts]
     ways = [
-        (_time(size, how, where), -size, _with(config, size, how, where))
+        (_time(config, size, how, where), -size, _with(config, size, how, where))
         for how in _checkpointing(config)
         for where in places
         for size in tokens
@@ -113,10 +115,11 @@ def training_ways(config: RunConfig) -> list[RunConfig]:
     return [_with(config, size, how, places) for how in _checkpointing(config) for size in tokens]
 
 
-def _time(tokens: int, checkpointing: str, counts: str) -> float:
+def _time(config: RunConfig, tokens: int, checkpointing: str, counts: str) -> float:
     """How long a way of scoring takes, against the fastest."""
     recomputing, copying = checkpointing == "on", counts == "host"
-    return max(1.0, FULL / tokens) * (RECOMPUTING if recomputing else 1) * (COPYING if copying else 1)
+    full = USUAL_TOKENS if partitioned(config) else FULL
+    return max(1.0, full / tokens) * (RECOMPUTING if recomputing else 1) * (COPYING if copying else 1)
 
 
 def _checkpointing(config: RunConfig) -> Sequence[str]:
