@@ -51,12 +51,12 @@ class Inputs:
     @property
     def scoring(self) -> RunConfig:
         """The settings of scoring, and of an analysis."""
-        return self.settled.scoring.config if self.settled.scoring else self.config
+        return self.settled.scoring.config if self.settled.scoring else decided(self.config, self.partitioned)
 
     @property
     def training(self) -> RunConfig:
         """The settings of training."""
-        return self.settled.training.config if self.settled.training else self.config
+        return self.settled.training.config if self.settled.training else decided(self.config, self.partitioned)
 
     def model(self, folder: Path | None = None, stage: RunConfig | None = None) -> nn.Module:
         """The frozen base, or the model in `folder`, whole on this rank's device, as `stage` has it: as for scoring."""

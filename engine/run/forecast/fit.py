@@ -7,7 +7,7 @@ What is left to the run (settle.py) is counted as the run would take it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -127,15 +127,21 @@ def _way(load: Load, own: RunConfig, config: RunConfig) -> Way:
     def decoded(one: RunConfig) -> int:
         return device_total(decoding(one, load.shape, load.world))
 
-    for config in _trainings(config, load.world):
-        if (training := settled(config).training) is None or training.fits:
-            break
-    for config in _decodings(config):
-        if decoded(config) <= USABLE * load.gpu_memory:
-            break
+    def trains(one: RunConfig) -> bool:
+        training = settled(one).training
+        return training is None or training.fits
+
+    trained = _first(_trainings(config, load.world), trains)
+    suited = _first(_decodings(trained), lambda one: decoded(one) <= USABLE * load.gpu_memory)
     if load.config.model.partition == "auto" and config.model.quantize != "none":
         own = decided(own, False)  # which `auto` is then
-    return Way(_flags(own, config), settled(config), decoded(config), load.gpu_memory)
+    return Way(_flags(own, suited), settled(suited), decoded(suited), load.gpu_memory)
+
+
+def _first(found: Iterable[RunConfig], fits: Callable[[RunConfig], bool]) -> RunConfig:
+    """The first that fits; of none that does the last."""
+    *others, last = found
+    return next(filter(fits, others), last)
 
 
 def _trainings(config: RunConfig, world: int) -> Iterator[RunConfig]:
