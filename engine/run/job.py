@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..models import attention, baichuan, kinds, load
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
+from .forecast.estimate import chosen
 from .forecast.partition import decided, partition
 from .forecast.settle import Settled, line, settle
 
@@ -83,6 +85,21 @@ class Job(Inputs):
 
     def _partition(self, size: int | None) -> tuple[bool, str]:
         return partition(self.config, self.shape, distributed.world(), size)
+
+    def training_once_chosen(self) -> RunConfig:
+        """The settings of training, counted again with the neurons that were chosen: they can be dearer than expected.
+
+        Printed where that changes them.
+        """
+        if not (self.room and self.settled.training):
+            return self.training
+        whole, counts = decided(self.config, self.partitioned), chosen(self.config, self.shape)
+        again = settle(whole, self.shape, distributed.world(), self.room, counts).training
+        assert again is not None
+        if again.words != self.settled.training.words or not again.fits:
+            distributed.print0(f"with the {counts.likely:,} parameters that are trained: {again}")
+        self.settled = replace(self.settled, training=again)
+        return self.training
 
     @property
     def stage(self) -> int:

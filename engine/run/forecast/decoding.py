@@ -30,7 +30,8 @@ def on_quantised(config: RunConfig) -> RunConfig:
     """The settings of what is decoded: the quantised base and what was trained beside it, or the whole export."""
     if config.model.quantize == "none" or config.evaluate.on != "full":
         return config
-    return replace(config, model=replace(config.model, quantize="none"))
+    model, evaluate = replace(config.model, quantize="none"), replace(config.evaluate, on="auto")
+    return replace(config, model=model, evaluate=evaluate)
 
 
 def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:

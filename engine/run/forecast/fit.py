@@ -32,6 +32,7 @@ FLAGS = (
     "score.counts",
     "train.micro_batch_size",
     "evaluate.batch_size",
+    "evaluate.on",
 )
 """Settings that a line may name."""
 SHORT, MANY = 64, 8
@@ -105,11 +106,12 @@ def ways(load: Load) -> Iterator[Way]:
 
 def _changed(config: RunConfig, kind: str, cut: bool) -> RunConfig:
     """The settings with these weights, and without those that they refuse: torch.compile, ZeRO stage 3."""
-    model = replace(config.model, quantize=kind, partition="on" if cut else "off")
-    if cut or kind != "none":
-        model = replace(model, compile="off")
-    stage = 2 if kind != "none" and config.zero.stage == 3 else config.zero.stage
-    return replace(config, model=model, zero=replace(config.zero, stage=stage))
+    quantised = kind != "none"
+    compiled = "off" if cut or quantised else config.model.compile
+    model = replace(config.model, quantize=kind, partition="on" if cut else "off", compile=compiled)
+    zero = replace(config.zero, stage=2 if quantised and config.zero.stage == 3 else config.zero.stage)
+    evaluate = replace(config.evaluate, on=config.evaluate.on if quantised else "auto")
+    return replace(config, model=model, zero=zero, evaluate=evaluate)
 
 
 def _left_to_the_run(config: RunConfig) -> RunConfig:

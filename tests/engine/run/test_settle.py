@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,8 +33,10 @@ from slicetune.engine.run.forecast.estimate import dry_run_text
 from slicetune.engine.run.forecast.partition import partition
 from slicetune.engine.run.forecast.settle import for_scoring, scoring_ways, settle
 from slicetune.engine.run.forecast.useless import useless
+from slicetune.engine.run.job import Job
 from slicetune.engine.run.run import Run, run_one
 from slicetune.engine.scoring.config import ScoreConfig
+from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
 
 GIGA = 10**9
@@ -310,6 +313,27 @@ def test_slicetune_score_settles_too(monkeypatch, capsys):
     monkeypatch.setattr(distributed, "gpu_memory", lambda: (None, None))
     assert for_scoring(ModelConfig(partition="off"), ScoreConfig(), LLAMA8, 4, 512)[1].tokens_per_batch == 4096
     assert capsys.readouterr().out == ""
+
+
+def test_training_is_counted_again_with_the_neurons_that_were_chosen(tmp_path, capsys):
+    """1 % of the neurons, but all of them rows of `down`, which are the dearest: the GPU holds them no more."""
+    layer = torch.arange(LLAMA8.neurons_per_layer)[-LLAMA8.hidden :]
+    down = (torch.arange(3)[:, None] * LLAMA8.neurons_per_layer + layer).flatten()[:10_486]
+    NeuronSet.from_flat(down, LLAMA8).save(tmp_path / "neurons.safetensors")
+    run, room = config(out=str(tmp_path)), int(29.5 * GIGA)
+    found = settle(run, LLAMA8, 1, room)
+    job = SimpleNamespace(
+        config=run, shape=LLAMA8, partitioned=False, room=room, settled=found, training=found.training.config
+    )
+    assert not job.training.model.checkpoints
+    Job.training_once_chosen(job)
+    assert job.settled.training.config.model.checkpoints
+    assert (
+        capsys.readouterr().out
+        == "with the 150,327,296 parameters that are trained: training checkpointing (20.9 GB)\n"
+    )
+    job.room = None
+    assert Job.training_once_chosen(job) is job.training
 
 
 def test_an_error_of_memory_names_what_helps():
