@@ -60,6 +60,8 @@ def _given(kind: type, words: Words, name: str, about: str | None, **options: An
 
 def score(words: Words) -> None:
     """Score neurons on labelled text: statistics.safetensors."""
+    from .run.forecast.settle import for_scoring
+    from .run.stages import named
     from .scoring import score as scoring
     from .scoring.statistics import Statistics
 
@@ -68,7 +70,8 @@ def score(words: Words) -> None:
     if not any(word.partition("=")[0] == "--model.path" for word in words):
         raise UserError("--model.path is missing: name a Hugging Face folder or a hub id, or tiny, the embedded model")
     distributed.start()
-    scoring.write(given.model, given.files, given.score, Path(given.out), given.max_length)
+    with named("score"):
+        scoring.write(given.model, given.files, given.score, Path(given.out), given.max_length, for_scoring)
     distributed.stop()
     if distributed.rank():
         return

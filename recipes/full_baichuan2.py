@@ -7,7 +7,7 @@ from slicetune.engine.cli import main
 from slicetune.engine.methods.base import Full
 from slicetune.recipes.models.baichuan2 import row
 
-CONFIG = row("full", Full(), zero_stage=3, activation_checkpointing=True)
+CONFIG = row("full", Full(), zero_stage=3)
 
 if __name__ == "__main__":
     main(CONFIG)

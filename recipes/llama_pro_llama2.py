@@ -7,7 +7,7 @@ from slicetune.engine.cli import main
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.recipes.models.llama2 import row
 
-CONFIG = row("llama-pro", LlamaPro(blocks=2), learning_rate=2e-5, activation_checkpointing=True)
+CONFIG = row("llama-pro", LlamaPro(blocks=2), learning_rate=2e-5)
 
 if __name__ == "__main__":
     main(CONFIG)

@@ -152,8 +152,8 @@ def run_condition(source: Source, condition: Condition) -> None:
     sentences = [e for pairs in condition.pairs for e in source.encode(pairs, "train", condition.prompt)]
     if condition.shuffle:
         sentences = deal(sentences, config.seed)
-    scoring: ScoreConfig = replace(config.score, tokens=condition.tokens or config.score.tokens)
-    where = counts_device(scoring, source.shape, len(config.data.groups), distributed.device())
+    scoring: ScoreConfig = replace(source.scoring.score, tokens=condition.tokens or config.score.tokens)
+    where = counts_device(scoring, distributed.device())
     pad_id, model = source.tokenizer.pad_token_id, source.model()
     lowest = window.choose(model, sentences, scoring, pad_id)
     stats = Statistics(list(config.data.groups), source.shape, lowest, where)

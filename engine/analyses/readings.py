@@ -136,7 +136,7 @@ class Trainer:
         """Losses [dev sentences] of the model in `folder`; of the base if that is None."""
         model = self.source.model(folder or self.source.base)
         return sentence_losses(
-            model, self.dev, self.source.tokenizer.pad_token_id, self.source.config.score.tokens_per_batch
+            model, self.dev, self.source.tokenizer.pad_token_id, self.source.scoring.score.batch_tokens
         )[0]
 
     def decode(self, reading: Reading, seed: int) -> dict[str, dict[str, float]]:

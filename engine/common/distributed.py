@@ -40,6 +40,18 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def gpu_memory() -> tuple[int | None, int | None]:
+    """Bytes of a GPU, and those of them that this process can take: the least of all ranks, which decide alike.
+
+    None and None without a GPU. What torch keeps for its next tensors counts as free: one process can make several runs
+    (compare).
+    """
+    if not torch.cuda.is_available():
+        return None, None
+    free, size = torch.cuda.mem_get_info()
+    return int(agree(size, "min")), int(agree(free + torch.cuda.memory_reserved(), "min"))
+
+
 def start(timeout_minutes: float = 30.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPUs); one process forms a group of its own.
 

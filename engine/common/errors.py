@@ -55,6 +55,33 @@ EXTRAS |= {"bitsandbytes": "quantize"}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+CHECKPOINTING, NF4 = "--model.activation-checkpointing on", "--model.quantize nf4"
+PARTITION, RECOMPUTE = "--model.partition on (several GPUs)", "--model.recompute-ffn"
+TOKENS, COUNTS = "a smaller --score.tokens-per-batch", "--score.counts host"
+MICRO, BATCH = "a smaller --train.micro-batch-size", "a smaller --evaluate.batch-size"
+ON_QUANTISED = "--evaluate.on quantised"
+SMALLER = {
+    "score": (TOKENS, COUNTS, CHECKPOINTING, NF4, PARTITION),
+    "train": (CHECKPOINTING, MICRO, RECOMPUTE, NF4, PARTITION),
+    "translate": (BATCH, ON_QUANTISED, PARTITION),
+}
+"""What a stage, by the first word of its name, takes less memory with; the best first."""
+
+
+def _smaller(error: BaseException) -> str:
+    """What helps against an error of memory in its stage.
+
+    `error.useless`, which a run sets, has for each stage the remedies that are in force or refused.
+    """
+    notes = getattr(error, "__notes__", [])
+    stage = next((name for name in SMALLER for note in notes if note.startswith(f"in the {name}")), "")
+    useless = getattr(error, "useless", {}).get(stage, ())
+    every = dict.fromkeys(flag for flags in SMALLER.values() for flag in flags)
+    flags = [flag for flag in SMALLER.get(stage, every) if flag not in useless]
+    tried = f"take {', '.join(flags)}; " if flags else ""
+    return f"{tried}the run's command with --dry-run --gpu-memory N says what fits N GB"
+
+
 def describe(error: BaseException) -> tuple[Exit, str]:
     """The exit code of an error and one line that says what is wrong and what to do."""
     text = " ".join(str(error).split())
@@ -71,8 +98,7 @@ def describe(error: BaseException) -> tuple[Exit, str]:
         where = ", ".join((getattr(error, "filename", None) or "--out", *getattr(error, "__notes__", [])))
         return Exit.WRONG, f"{where}: {full[0]}: make room; the same command goes on"
     if "out of memory" in text or isinstance(error, MemoryError):
-        remedy = "lower --train.micro-batch-size or --score.tokens-per-batch, or raise --zero.stage"
-        return Exit.FAILED, f"out of memory ({text[:160]}): {remedy}"
+        return Exit.FAILED, f"out of memory ({text[:160]}): {_smaller(error)}"
     if isinstance(error, RuntimeError) and any(words in text.lower() for words in LOST_PEER):
         return Exit.FAILED, f"another rank has ended; its own error comes first ({text[-100:]})"
     frame = traceback.extract_tb(error.__traceback__)[-1:]

@@ -23,8 +23,10 @@ class ModelConfig:
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
     """Hold the frozen linear layers of the blocks in 4 bits (`nf4`, QLoRA's) or 8 (`int8`), by bitsandbytes, or, on a
     Hopper GPU and as an experiment, multiply in `fp8`. What is trained, and what is exported, is of full precision."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Literal["auto", "off", "on"] = "auto"
+    """`on`: recompute each block in the backward pass: less memory, about a third more time. `auto`: on in a stage
+    (scoring, training) that does not fit the GPU without it, by the dry run's arithmetic; off without a GPU. It
+    changes no result."""
     recompute_ffn: bool = False
     """Keep an FFN's input alone and compute gate and up again: an eighth of its memory, a third more FFN time."""
     compile: Literal["off", "blocks"] = "off"
@@ -35,3 +37,12 @@ class ModelConfig:
     --zero.stage says) and decodes by tensor parallelism; `off`: each holds the whole model. `auto`: on where a GPU does
     not hold what the dry run counts for the whole model (`slicetune score`: where half a GPU does not hold the
     weights). Results are those of ZeRO stage 3, which adds up some gradients in another order than stage 1."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.activation_checkpointing, bool):  # what older runs have stored, and older programs pass
+            self.activation_checkpointing = "on" if self.activation_checkpointing else "off"
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether activations are checkpointed; not where it is still `auto`."""
+        return self.activation_checkpointing == "on"

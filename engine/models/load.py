@@ -144,7 +144,7 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     packing.find_out(model)
-    if config.activation_checkpointing:
+    if config.checkpoints:
         checkpoint_activations(model)
     return model
 

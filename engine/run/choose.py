@@ -39,7 +39,7 @@ def take(stages: Stages, other: Path, artefact: Path) -> None:
 
 def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
     """Score `examples` on the base model and write statistics.safetensors. `identity` is what they belong to."""
-    config, groups = job.config.score, job.config.data.groups
+    config, groups = job.scoring.score, job.config.data.groups
     distributed.print0(show(job.tokenizer, examples[0], f"{template_of(job.tokenizer)}: "))
     share, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
     share.save(job.out / job.config.method.statistics_file, identity)
@@ -48,7 +48,7 @@ def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any
 
 def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]) -> None:
     """Detect on the base model and write awareness.safetensors. Resumes as scoring does."""
-    data, score, rank, world = job.config.data, job.config.score, distributed.rank(), distributed.world()
+    data, score, rank, world = job.config.data, job.scoring.score, distributed.rank(), distributed.world()
     asked = [prompt_only(example) for example in examples]
     if not data.pairs:  # groups are domains there
         asked = [replace(example, group=0) for example in asked]
@@ -60,7 +60,7 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     named = [(each.uid, each.input_ids) for each in sentences]
     tokens.check(job.tokenizer, named, job.shape.vocab)
     kinds.look_at_lengths(load.config_json(job.base), named)
-    key = {"settings": fingerprint(identity), "tokens_per_batch": score.tokens_per_batch}
+    key = {"settings": fingerprint(identity), "tokens_per_batch": score.batch_tokens}
     progress = Progress(job.out, key, score.save_minutes)
     done = progress.resume(found)
     with Bar("detect", len(asked) + len(sentences), "sentence") as bar:

@@ -24,7 +24,9 @@ from ..models.config import ModelConfig
 from ..models.shapes import ModelShape, from_config
 from ..scoring.cross_entropy import loss_path
 from .config import RunConfig
-from .forecast.partition import partition
+from .forecast.estimate import chosen
+from .forecast.partition import decided, partition
+from .forecast.settle import Settled, line, settle
 
 
 class Inputs:
@@ -38,17 +40,39 @@ class Inputs:
         self.pad_id: int = self.tokenizer.pad_token_id
         self.shape: ModelShape = from_config(load.config_json(self.base))
         self.device = distributed.device()
+        size, self.room = distributed.gpu_memory()
+        if self.room:  # what is counted asks the method: a layer that the model has not is one line of the first rank
+            distributed.first(lambda: config.method.bounds(self.shape))
+        self.partitioned, self.why = self._partition(size)
+        self.settled: Settled = settle(decided(config, self.partitioned), self.shape, distributed.world(), self.room)
+        """What is left to the run, for each stage; config.json keeps `auto`."""
 
-    def model(self, folder: Path | None = None) -> nn.Module:
+    def _partition(self, size: int | None) -> tuple[bool, str]:
+        """Whether ranks hold a part of each weight, and why, on GPUs of `size` bytes. An analysis has whole models."""
+        return False, ""
+
+    @property
+    def scoring(self) -> RunConfig:
+        """The settings of scoring, and of an analysis."""
+        return self.settled.scoring.config if self.settled.scoring else decided(self.config, self.partitioned)
+
+    @property
+    def training(self) -> RunConfig:
+        """The settings of training."""
+        return self.settled.training.config if self.settled.training else decided(self.config, self.partitioned)
+
+    def model(self, folder: Path | None = None, stage: RunConfig | None = None) -> nn.Module:
         """The frozen base, or the exported model in `folder`, whole on this rank's device.
 
-        The base is quantised where --model.quantize says so, an exported model never is.
+        `stage` has the settings (None: as for scoring). The base is quantised where --model.quantize says so, an
+        exported model never is.
         """
-        return load.load_model(str(folder or self.base), self.settings(folder), self.device)
+        return load.load_model(str(folder or self.base), self.settings(folder, stage), self.device)
 
-    def settings(self, folder: Path | None = None) -> ModelConfig:
-        """How the base, or the exported model in `folder`, is loaded."""
-        return self.config.model if folder is None else replace(self.config.model, quantize="none")
+    def settings(self, folder: Path | None = None, stage: RunConfig | None = None) -> ModelConfig:
+        """How the base, or the exported model in `folder`, is loaded for a stage."""
+        model = (stage or self.scoring).model
+        return model if folder is None else replace(model, quantize="none")
 
 
 class Job(Inputs):
@@ -63,13 +87,29 @@ class Job(Inputs):
         self.lost: dict[str, spelling.Lost] = distributed.share_object(distributed.first(lost))
         for name, targets in self.lost.items():
             distributed.print0(targets.line(name))
-        memory = None
-        if torch.cuda.is_available():  # the smallest one's: all ranks decide alike
-            memory = int(distributed.agree(torch.cuda.mem_get_info()[1], "min"))
-        self.partitioned, why = partition(config, self.shape, distributed.world(), memory)
         distributed.print0(self._capabilities())
-        if self.partitioned or memory:
-            distributed.print0(why)
+        if self.partitioned or self.room:
+            distributed.print0(self.why)
+        if self.room and self.settled.stages:
+            distributed.print0(line(self.settled, self.room))
+
+    def _partition(self, size: int | None) -> tuple[bool, str]:
+        return partition(self.config, self.shape, distributed.world(), size)
+
+    def training_once_chosen(self) -> RunConfig:
+        """The settings of training, counted again with the neurons that were chosen: they can be dearer than expected.
+
+        Printed where that changes them.
+        """
+        if not (self.room and self.settled.training):
+            return self.training
+        whole, counts = decided(self.config, self.partitioned), chosen(self.config, self.shape)
+        again = settle(whole, self.shape, distributed.world(), self.room, counts).training
+        assert again is not None
+        if again.words != self.settled.training.words or not again.fits:
+            distributed.print0(f"with the {counts.likely:,} parameters that are trained: {again}")
+        self.settled = replace(self.settled, training=again)
+        return self.training
 
     @property
     def stage(self) -> int:
@@ -81,9 +121,9 @@ class Job(Inputs):
         """What a rank has of a model that is scored or trained."""
         return "partitioned" if self.partitioned else "whole"
 
-    def model(self, folder: Path | None = None) -> nn.Module:
-        """The frozen base, or the exported model in `folder`: whole, or this rank's part."""
-        return load.load_model(str(folder or self.base), self.settings(folder), self.device, held=self.held)
+    def model(self, folder: Path | None = None, stage: RunConfig | None = None) -> nn.Module:
+        """As of Inputs; of a partitioned model this rank's part."""
+        return load.load_model(str(folder or self.base), self.settings(folder, stage), self.device, held=self.held)
 
     def decoder(self, folder: Path | None = None) -> nn.Module:
         """The base, or the exported model in `folder`, to decode: whole, or cut by tensors where it is partitioned.

@@ -7,8 +7,9 @@ choose.py, train.py and measure.py; they are given the run's inputs (job.py), wh
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ..models import load
 from ..models.shapes import ModelShape
 from . import choose, measure, status, train
 from .config import RunConfig
+from .forecast.useless import useless
 from .job import Job
 from .stages import Lock, Stages, named
 
@@ -48,7 +50,20 @@ def run_one(config: RunConfig, walk: Callable[[Run], Any] | None = None) -> Any:
         torch.manual_seed(config.seed)
         if config.deterministic:
             be_deterministic()
-        return (walk or Run.to_results)(Run(Job(config)))
+        job = Job(config)
+        with _useless_remedies(job):
+            return (walk or Run.to_results)(Run(job))
+
+
+@contextlib.contextmanager
+def _useless_remedies(job: Job) -> Iterator[None]:
+    """An error within knows what of each stage's remedies against too little memory would not help (errors.py)."""
+    try:
+        yield
+    except Exception as error:
+        stages = {"score": job.scoring, "train": job.training, "translate": job.training}
+        error.useless = {name: useless(config, distributed.world()) for name, config in stages.items()}
+        raise
 
 
 def check(config: RunConfig, shape: ModelShape) -> None:

@@ -46,10 +46,11 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     chosen = method.load_chosen(job.out)
     identity = {"neurons": chosen.fingerprint if chosen else "", "settings": settings}
     compiled = c.model.compile == "blocks"
-    beside = Setup(job.pad_id, job.stage, c.seed, c.resume, compiled, c.score.tokens_per_batch)
+    stage = job.training_once_chosen()
+    beside = Setup(job.pad_id, job.stage, c.seed, c.resume, compiled, stage.score.batch_tokens)
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
-        model = job.model()
+        model = job.model(stage=stage)
         groups, recompute = c.data.directions_of_groups, c.model.recompute_ffn
         method.prepare(model, chosen, seed=c.seed, groups=groups, recompute=recompute)
         counts = _count(method, job.shape, model)

@@ -101,7 +101,7 @@ def score(
             groups = [[examples[i].group for i in batch] for batch in turn]
             statistics.exchange(groups + [[] for _ in range(world - len(turn))])
 
-    batches = list(batches_by_tokens(examples, config.tokens_per_batch, packed))
+    batches = list(batches_by_tokens(examples, config.batch_tokens, packed))
     turns = Turns(rank, world, is_partitioned(model), progress)
     with tapped(model, tap):
         walk(batches, work, turns, done=done, after_batch=after_batch, exchange=exchange)
@@ -192,22 +192,14 @@ def backpropagate(model: nn.Module, batch: Batch, kind: str) -> None:
     raise UserError(f"the loss of {' '.join(bad[:5])} is not finite: look at those sentences and at the weights")
 
 
-FREE_SHARE = 0.4
-"""`--score.counts auto` keeps the counts on the device where they take at most this share of its free memory."""
-
-
 def counts_bytes(groups: int, shape: ModelShape, ranks: int = 1) -> int:
     """Of the int32 histogram counts of the rank that has most layers: 4 bytes × bins × groups × its neurons."""
     return 4 * BINS * groups * len(owned(shape.layers, 0, ranks)) * shape.neurons_per_layer
 
 
-def counts_device(
-    config: ScoreConfig, shape: ModelShape, groups: int, device: torch.device, ranks: int = 1
-) -> torch.device:
-    """Where a rank's histogram counts (4.3 GB for four domains on Llama-3.1-8B, divided by the ranks) live."""
-    if config.counts == "host" or device.type == "cpu":
-        return torch.device("cpu")
-    if config.counts == "device":
-        return device
-    free, _ = torch.cuda.mem_get_info(device)
-    return device if counts_bytes(groups, shape, ranks) <= FREE_SHARE * free else torch.device("cpu")
+def counts_device(config: ScoreConfig, device: torch.device) -> torch.device:
+    """Where a rank's histogram counts live (4.3 GB for four domains on Llama-3.1-8B, divided by the ranks).
+
+    On `device` but for `host`: `auto` is settled before the pass, by what fits (run/forecast/settle.py).
+    """
+    return torch.device("cpu") if config.counts == "host" else device

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ from .progress import Progress
 from .share import Share
 from .statistics import Statistics
 
+Settle = Callable[[ModelConfig, ScoreConfig, ModelShape, int, int], tuple[ModelConfig, ScoreConfig]]
+"""What `auto` settings become: given also the number of groups and the most tokens of a sample."""
+
+
+def unsettled(
+    model: ModelConfig, score: ScoreConfig, shape: ModelShape, groups: int, max_length: int
+) -> tuple[ModelConfig, ScoreConfig]:
+    """`auto` is as without a GPU. run/forecast/settle.py has what fits one, which this room does not know."""
+    return model, score
+
 
 def score(
     model: str | ModelConfig,
@@ -48,17 +58,25 @@ def score(
     config: ScoreConfig | None = None,
     out: str | Path = "statistics.safetensors",
     max_length: int = 512,
+    settle: Settle = unsettled,
 ) -> Statistics:
     """Score `files` on `model` (a folder, a hub id, or how to load one), on every rank there is, and write `out`.
 
     Returns what `out` holds, read again on every rank. What `out` has already, of the same model, files and settings,
     is read instead. Raises UserError for files that cannot be used, and for an `out` of something else.
     """
-    write(model, files, config or ScoreConfig(), Path(out), max_length)
+    write(model, files, config or ScoreConfig(), Path(out), max_length, settle)
     return Statistics.load(out)
 
 
-def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, out: Path, max_length: int) -> None:
+def write(
+    model: str | ModelConfig,
+    files: Sequence[str],
+    config: ScoreConfig,
+    out: Path,
+    max_length: int,
+    settle: Settle = unsettled,
+) -> None:
     """What `score` does but for reading `out`: no rank holds the histograms of all layers."""
     loading = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
     if config.reuse:
@@ -95,6 +113,8 @@ def write(model: str | ModelConfig, files: Sequence[str], config: ScoreConfig, o
         )
     cut = loading.quantize == "none" and partition.wanted(loading.partition, size)
     held = "partitioned" if cut else "whole"
+    loading = replace(loading, partition="on" if cut else "off")
+    loading, config = settle(loading, config, shape, len(identity["groups"]), max_length)
     load = lambda: models.load_model(str(base), loading, distributed.device(), held=held)  # noqa: E731
     partial = out.with_name(f"{out.name}.partial")
     share, clear = scored(load, examples, identity["groups"], shape, config, partial, identity, tokenizer.pad_token_id)
@@ -119,11 +139,11 @@ def scored(
     on every rank, in this order.
     """
     rank, world = distributed.rank(), distributed.world()
-    where = counts_device(config, shape, len(groups), distributed.device(), world)
+    where = counts_device(config, distributed.device())
     model = load()
     lowest = window.choose(model, examples, config, pad_id)
     share = Share(list(groups), shape, lowest, where, rank, world)
-    key = {"settings": fingerprint(identity), "tokens_per_batch": config.tokens_per_batch, "lowest_octave": lowest}
+    key = {"settings": fingerprint(identity), "tokens_per_batch": config.batch_tokens, "lowest_octave": lowest}
     partial = Progress(folder, key, config.save_minutes)
     done = partial.resume(share)
     with Bar("score", len(examples), "sentence") as bar:

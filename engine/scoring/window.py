@@ -51,7 +51,7 @@ def choose(model: nn.Module, examples: Sequence[Example], config: ScoreConfig, p
     packed, device = packs_long_rows(model), next(model.parameters()).device
     tap = ScoreTap(found := Octaves(), config)
     with tapped(model, tap):
-        for indices in spread(list(batches_by_tokens(examples, config.tokens_per_batch, packed))):
+        for indices in spread(list(batches_by_tokens(examples, config.batch_tokens, packed))):
             batch = batch_of([examples[i] for i in indices], packed, pad_id).to(device)
             tap.begin(batch)
             backpropagate(model, batch, config.loss)

@@ -13,7 +13,6 @@ def table_row(
     *,
     learning_rate: float = 1e-5,
     zero_stage: int = 1,
-    activation_checkpointing: bool = False,
 ) -> RunConfig:
     """A recipe's settings; it writes to runs/<name>-<model>.
 
@@ -22,7 +21,7 @@ def table_row(
     return RunConfig(
         out=f"runs/{name}-{model}",
         shape=shape,
-        model=ModelConfig(path=path, activation_checkpointing=activation_checkpointing),
+        model=ModelConfig(path=path),
         data=DataConfig(dir="data", pair="de-en", seen=("it", "law", "medical", "subtitles"), unseen=("koran",)),
         method=method,
         train=TrainConfig(learning_rate=learning_rate, epochs=2, global_batch_size=5),

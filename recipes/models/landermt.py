@@ -17,13 +17,12 @@ def table_row(
     method: Method,
     *,
     zero_stage: int = 1,
-    activation_checkpointing: bool = False,
 ) -> RunConfig:
     """A recipe's settings; it writes to runs/<name>-<model>."""
     return RunConfig(
         out=f"runs/{name}-{model}",
         shape=shape,
-        model=ModelConfig(path=path, activation_checkpointing=activation_checkpointing),
+        model=ModelConfig(path=path),
         data=DataConfig(
             dir="data",
             pairs=PAIRS,

@@ -28,7 +28,7 @@ ENDINGS = [
     (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted by SIGINT"),
     (OSError(errno.ENOSPC, "x", "out/a"), Exit.WRONG, "out/a: No space left on device: make room"),
     (SafetensorError("I/O error: File too large (os error 27)"), Exit.WRONG, "--out: File too large: make room"),
-    (RuntimeError("CUDA out of memory. Tried 2 GiB"), Exit.FAILED, "lower --train.micro-batch-size"),
+    (RuntimeError("CUDA out of memory. Tried 2 GiB"), Exit.FAILED, "a smaller --train.micro-batch-size"),
     (RuntimeError("[gloo/tcp/pair.cc] Connection closed by peer [::1]"), Exit.FAILED, "another rank has ended"),
     (KeyError("x"), Exit.FAILED, "KeyError"),
 ]

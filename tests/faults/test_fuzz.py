@@ -271,7 +271,7 @@ FLAGS = {
     ),
     "--data.seen": lambda c: c.data.seen and all("/" not in d and d not in ("", ".", "..") for d in c.data.seen),
     "--data.unseen": lambda c: not set(c.data.seen) & set(c.data.unseen),
-    "--score.tokens-per-batch": lambda c: c.score.tokens_per_batch >= 1,
+    "--score.tokens-per-batch": lambda c: c.score.tokens_per_batch == "auto" or c.score.tokens_per_batch >= 1,
     "--score.save-minutes": lambda c: c.score.save_minutes >= 0,
     "--evaluate.batch-size": lambda c: c.evaluate.batch_size >= 1,
     "--method.neuron-ratio": lambda c: 0 < c.method.neuron_ratio <= 1,

@@ -57,7 +57,7 @@ def train_slices(out: str, overrides: dict[str, Any]) -> dict[str, torch.Tensor]
     config = toys.config(out, **overrides)
     model, neurons = toys.model(dtype=getattr(torch, config.model.dtype)), toys.neurons()
     attach(model, neurons)
-    if config.model.activation_checkpointing:
+    if config.model.checkpoints:
         checkpoint_activations(model)
     examples = toys.examples(config.data.train_sentences)
     folder = toys.trained(model, config, examples, Path(out))

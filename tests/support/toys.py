@@ -135,7 +135,7 @@ def config(out: str, **overrides: Any) -> RunConfig:
 def trained(model: torch.nn.Module, config: RunConfig, sentences: list[Example], out: Path) -> Path:
     """Train with a run's settings; the dev loss is of the first sentences of `examples`. The checkpoint's folder."""
     dev = examples(config.data.train_sentences)[:4]
-    compiled, tokens = config.model.compile == "blocks", config.score.tokens_per_batch
+    compiled, tokens = config.model.compile == "blocks", config.score.batch_tokens
     setup = Setup(0, config.zero.stage, config.seed, config.resume, compiled, tokens)
     return train(model, config.train, setup, sentences, dev, out, {"toy": 1})
 

@@ -84,8 +84,8 @@ def detect(
         raise UserError(f"--score.tokens {config.tokens}: awareness is of a sentence without a prompt: write all")
     model.requires_grad_(False)
     device, packed = next(model.parameters()).device, packs_long_rows(model)
-    forward = list(batches_by_tokens(prompts, config.tokens_per_batch, packed))
-    backward = list(batches_by_tokens(sentences, config.tokens_per_batch, packed))
+    forward = list(batches_by_tokens(prompts, config.batch_tokens, packed))
+    backward = list(batches_by_tokens(sentences, config.batch_tokens, packed))
     turns, first = Turns(rank, world, is_partitioned(model), progress), len(forward)
 
     with observed(model, detection) as begin:

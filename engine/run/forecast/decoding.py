@@ -8,11 +8,12 @@ groups of 8. Next: memory_report.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ...models.large.plan import most
 from ...models.shapes import ModelShape
 from ..config import RunConfig
-from .memory import Part, gathered, partitioned, value_bytes
+from .weights import Part, held, partitioned, passing, value_bytes
 
 NODE = 8
 """GPUs of a machine, as far as a dry run knows."""
@@ -25,8 +26,17 @@ def tensor_ranks(config: RunConfig, shape: ModelShape, world: int) -> int:
     return most(world, min(world, NODE), shape.heads, shape.kv_heads, shape.intermediate)
 
 
+def on_quantised(config: RunConfig) -> RunConfig:
+    """The settings of what is decoded: the quantised base and what was trained beside it, or the whole export."""
+    if config.model.quantize == "none" or config.evaluate.on != "full":
+        return config
+    model, evaluate = replace(config.model, quantize="none"), replace(config.evaluate, on="auto")
+    return replace(config, model=model, evaluate=evaluate)
+
+
 def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:
     """Memory of one of `world` ranks while it decodes a batch of the longest prompts to the longest answers."""
+    config = on_quantised(config)
     width, batch = value_bytes(config), config.evaluate.batch_size
     prompt, new = config.data.max_length, config.evaluate.max_new_tokens
     ranks = tensor_ranks(config, shape, world) if partitioned(config) else 1
@@ -45,18 +55,19 @@ def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:
             batch * prompt * values * width,
         ),
         Part("logits", f"{batch} sentences × {shape.vocab:,} × 8 B (values, fp32 copy)", batch * shape.vocab * 8),
+        *passing(config, shape, batch * prompt),
     ]
 
 
 def _weights(config: RunConfig, shape: ModelShape, world: int, ranks: int) -> Iterator[Part]:
-    width, embeddings = value_bytes(config), shape.vocab * shape.hidden
+    """What is trained is in the weights of the export; it lies beside those of a quantised base."""
     if ranks == 1:
-        parts = world if partitioned(config) else 1
-        formula = f"{shape.parameters:,} × {width} B" + (f" / {parts} ranks" if parts > 1 else "")
-        yield Part("weights", formula, shape.parameters * width // parts)
-        if parts > 1:
-            yield gathered(config, shape)
+        method = config.method
+        quantised = config.model.quantize != "none" and method.trains
+        beside = method.beside(method.bounds(shape)) if quantised else 0
+        yield from held(config, shape, world if partitioned(config) else 0, beside)
         return
+    width, embeddings = value_bytes(config), shape.vocab * shape.hidden
     cut = shape.parameters - embeddings
     formula = f"{cut:,} × {width} B / {ranks} ranks + {embeddings:,} (embeddings) × {width} B"
     yield Part("weights", formula, cut * width // ranks + embeddings * width)

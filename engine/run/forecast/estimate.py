@@ -23,6 +23,7 @@ from ...training.plan import Plan
 from ..config import RunConfig
 from . import fit, memory, memory_report
 from .partition import decided, partition
+from .settle import Settled, settle
 
 CHARACTERS_PER_SENTENCE = 100
 """Assumed of each side where no corpus is at hand to measure."""
@@ -91,7 +92,8 @@ def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: i
     plan, method = Plan.of(config.train, sum(corpus.trained.values()), world), config.method
     on, why = partition(config, shape, world, gpu_memory)
     given, config = config, decided(config, on)
-    load = config, shape, world, neurons, plan.micro_batch
+    settled = settle(config, shape, world, gpu_memory, neurons)
+    scoring, training = settled.scoring, settled.training
     gpu = (
         f"{gpu_memory / 1e9:.1f} GB each"
         if gpu_memory is not None
@@ -99,13 +101,13 @@ def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: i
     )
     sections = (
         [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files", why],
-        _settings(given, _resolved(config, shape, plan)),
+        _settings(given, _resolved(config, shape, plan) | _settled(settled)),
         _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
-        memory_report.scoring(config, shape, world, gpu_memory) if method.scores else [],
-        memory_report.training(*load, gpu_memory) if method.trains else [],
+        memory_report.scoring(scoring, shape, world, gpu_memory) if scoring else [],
+        memory_report.training(training, shape, world, neurons, gpu_memory) if training else [],
         memory_report.decoding(config, shape, world, gpu_memory),
         _steps(config, corpus, plan, world) if method.trains else [],
-        fit.table(fit.Load(*load, gpu_memory)) if gpu_memory else [],
+        fit.table(fit.Load(given, shape, world, neurons, gpu_memory)) if gpu_memory else [],
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -124,7 +126,25 @@ def _resolved(config: RunConfig, shape: ModelShape, plan: Plan) -> dict[str, obj
         "eval_steps": plan.updates_per_epoch,
         "save_steps": plan.updates_per_epoch,
     }
+    if config.model.quantize != "none" and config.evaluate.on == "auto":
+        resolved["evaluate.on"] = "quantised"
     return resolved | {f"train.{name}": value for name, value in derived.items() if not getattr(config.train, name)}
+
+
+def _settled(settled: Settled) -> dict[str, object]:
+    """The values of each stage; of both where they differ."""
+    found: dict[str, object] = {}
+    if settled.scoring and not settled.scoring.config.method.routes:
+        found["score.counts"] = settled.scoring.config.score.counts
+    for name in ("score.tokens_per_batch", "model.activation_checkpointing"):
+        part, _, field = name.partition(".")
+        training = "for the dev loss" if part == "score" else "while training"
+        stages = {"while scoring": settled.scoring, training: settled.training}
+        values = {when: getattr(getattr(stage.config, part), field) for when, stage in stages.items() if stage}
+        same = len(set(values.values())) == 1
+        each = ", ".join(f"{value} {when}" for when, value in values.items())
+        found |= {name: next(iter(values.values())) if same else each} if values else {}
+    return found
 
 
 def _settings(config: RunConfig, resolved: dict[str, object]) -> list[str]:

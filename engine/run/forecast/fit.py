@@ -1,16 +1,42 @@
-"""The dry run's last table: which stages fit a GPU with which settings, and the settings with which all of them do."""
+"""The dry run's last table: settings with which all stages fit a GPU, best first.
+
+Best is what is most exact, then what is fastest: full precision before int8 (weights rounded a row), fp8 (activations
+too) and nf4 (4 bits); the whole model on each GPU before one cut up among them. A line has all flags that it takes.
+What is left to the run (settle.py) is counted as the run would take it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from ...methods.counts import Trainable
 from ...models.shapes import ModelShape
 from ..config import RunConfig
 from . import memory
 from .decoding import decoding
-from .memory_report import CHECKPOINTING, USABLE, partition_flag, training_parts
+from .partition import decided, partition
+from .settle import Settled, settle
+from .weights import USABLE, device_total
+
+KINDS = ("none", "int8", "fp8", "nf4")
+"""--model.quantize, the most exact first."""
+FLAGS = (
+    "model.quantize",
+    "model.partition",
+    "model.compile",
+    "model.activation_checkpointing",
+    "zero.stage",
+    "score.tokens_per_batch",
+    "score.counts",
+    "train.micro_batch_size",
+    "evaluate.batch_size",
+    "evaluate.on",
+)
+"""Settings that a line may name."""
+SHORT, MANY = 64, 8
+"""What is tried where nothing fits: tokens of a sample, times as many GPUs."""
 
 
 @dataclass(frozen=True)
@@ -18,82 +44,145 @@ class Load:
     """What is to fit: a run of these settings on `world` GPUs of `gpu_memory` bytes."""
 
     config: RunConfig
+    """As the user gave it; --model.partition may be `auto`."""
     shape: ModelShape
     world: int
     counts: Trainable
     """What is trained."""
-    micro: int
-    """Sentences of a forward."""
+    gpu_memory: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """Settings that are counted: their flags beside the user's own, and bytes of each stage."""
+
+    flags: str
+    settled: Settled
+    decoding: int
     gpu_memory: int
 
     @property
-    def settings(self) -> tuple[bool, int, bool]:
-        """Whether the model is partitioned, the ZeRO stage, whether activations are checkpointed."""
-        on, model = memory.partitioned(self.config), self.config.model
-        return on, memory.zero_stage(self.config), model.activation_checkpointing
+    def sizes(self) -> list[int]:
+        """Of scoring, training, as far as the run has them, and decoding."""
+        return [stage.bytes for stage in self.settled.stages] + [self.decoding]
 
-    def other(self, on: bool, stage: int, checkpointing: bool) -> Load:
-        """The same with other settings, whose order is that of `settings`. torch.compile changes nothing here."""
-        changed = {"partition": "on" if on else "off", "activation_checkpointing": checkpointing, "compile": "off"}
-        zero, model = replace(self.config.zero, stage=stage), replace(self.config.model, **changed)
-        return replace(self, config=replace(self.config, model=model, zero=zero))
+    @property
+    def fits(self) -> bool:
+        return max(self.sizes) <= USABLE * self.gpu_memory
 
-    def scoring(self) -> int:
-        """Bytes on a GPU, as of the two others."""
-        return memory.device_total(memory.scoring(self.config, self.shape, self.world, self.gpu_memory))
-
-    def training(self) -> int:
-        """Stage 3 loads the whole model first, unless that is partitioned."""
-        parts = training_parts(self.config, self.shape, self.world, self.counts, self.micro)
-        return max(memory.device_total(parts), memory.loading(self.config, self.shape))
-
-    def decoding(self) -> int:
-        return memory.device_total(decoding(self.config, self.shape, self.world))
-
-    def fits(self, size: int) -> bool:
-        return size <= USABLE * self.gpu_memory
-
-    def all_fit(self) -> bool:
-        method = self.config.method
-        sizes = [self.scoring] * method.scores + [self.training] * method.trains + [self.decoding]
-        return all(self.fits(size()) for size in sizes)
+    def __str__(self) -> str:
+        words = "; ".join(stage.words for stage in self.settled.stages)
+        sizes = ", ".join(f"{size / 1e9:.1f}" for size in self.sizes)
+        note = ", for a Hopper GPU, an experiment" if "fp8" in self.flags else ""
+        return f"{self.flags or 'as set'}{note}{f' ({words})' if words else ''}: {sizes} GB"
 
 
 def table(load: Load) -> list[str]:
-    """Every stage without and with activation checkpointing, of the whole model and partitioned; what fits in all."""
-    title = f"What fits in {load.world} × {load.gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on)"
-    rows = (row for on in ((False, True) if load.world > 1 else (False,)) for row in _rows(load, on))
-    return [title, f"  {'':28}{'no checkpointing':>18}{'':14}{CHECKPOINTING}", *rows, f"  {_advice(load)}"]
+    """The ways that fit, at most one for each kind of weights; where none does, the leanest and what would help."""
+    tried = list(ways(load))
+    fitting = [way for way in tried if way.fits]
+    stages = [word for word, there in zip(("scoring", "training"), _has(load), strict=True) if there]
+    each = ", ".join([*stages, "decoding"])
+    title = f"What fits in {load.world} × {load.gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on), best first"
+    if fitting:
+        return [f"{title}, GB while {each}", *(f"  {number}. {way}" for number, way in enumerate(fitting, 1))]
+    least = min(tried, key=lambda way: max(way.sizes))
+    return [f"{title}: nothing", f"  the leanest: {least}", f"  {_remedy(load)}"]
 
 
-def _rows(load: Load, on: bool) -> Iterator[str]:
-    where = "partition on" if on else "partition off"
-    if load.config.method.scores:
-        yield _row(f"scoring, {where}", load, on, load.settings[1], Load.scoring)
-    for stage in () if not load.config.method.trains else (3,) if on else (1, 2, 3):
-        yield _row(f"training, {where if on else f'stage {stage}'}", load, on, stage, Load.training)
-    yield _row(f"decoding, {where}", load, on, load.settings[1], Load.decoding)
+def ways(load: Load) -> Iterator[Way]:
+    """Every kind of weights that the method allows, whole, and partitioned where there are several GPUs.
+
+    Each with as few changes of the user's other settings as it takes to fit.
+    """
+    on, _ = partition(load.config, load.shape, load.world, load.gpu_memory)
+    own = decided(load.config, on)
+    for kind in ("none",) if own.method.trains_whole_weights else KINDS:
+        for cut in (False, True) if load.world > 1 and kind == "none" else (False,):
+            changed = _changed(own, kind, cut)
+            kept = _way(load, own, changed)
+            yield kept if kept.fits else _way(load, own, _left_to_the_run(changed))
 
 
-def _row(name: str, load: Load, on: bool, stage: int, size: Callable[[Load], int]) -> str:
-    cells = ""
-    for checkpointing in (False, True):
-        other = load.other(on, stage, checkpointing)
-        own = other.settings == load.settings
-        verdict = "fits" if load.fits(size(other)) else "too large"
-        cells += f"{size(other) / 1e9:8.1f} GB {verdict:9} {'← as set' if own else '':10}"
-    return f"  {name:24}{cells}".rstrip()
+def _changed(config: RunConfig, kind: str, cut: bool) -> RunConfig:
+    """The settings with these weights, and without those that they refuse: torch.compile, ZeRO stage 3."""
+    quantised = kind != "none"
+    compiled = "off" if cut or quantised else config.model.compile
+    model = replace(config.model, quantize=kind, partition="on" if cut else "off", compile=compiled)
+    zero = replace(config.zero, stage=2 if quantised and config.zero.stage == 3 else config.zero.stage)
+    evaluate = replace(config.evaluate, on=config.evaluate.on if quantised else "auto")
+    return replace(config, model=model, zero=zero, evaluate=evaluate)
 
 
-def _advice(load: Load) -> str:
-    """Whether the run fits as set; else with which settings, the fewest changes first."""
-    if load.all_fit():
-        return "all stages fit as set"
-    on, stage, checkpointing = load.settings
-    cut = partition_flag(load.config)
-    ways = {CHECKPOINTING: (on, stage, True), cut: (True, stage, checkpointing)}
-    ways = {flag: way for flag, way in ways.items() if way != load.settings and (load.world > 1 or flag != cut)}
-    ways |= {" ".join(ways): (load.world > 1, stage, True)} if len(ways) > 1 else {}
-    if fitting := [flags for flags, way in ways.items() if load.other(*way).all_fit()]:
-        return f"all stages fit with {fitting[0]}"
-    return "not all stages fit with any of these: see each stage's remedy above, or take more GPUs, or larger ones"
+def _left_to_the_run(config: RunConfig) -> RunConfig:
+    """The same, with nothing set of what a run can settle."""
+    model = replace(config.model, activation_checkpointing="auto")
+    return replace(config, model=model, score=replace(config.score, tokens_per_batch="auto", counts="auto"))
+
+
+def _way(load: Load, own: RunConfig, config: RunConfig) -> Way:
+    """`config` with a smaller share of the training and a smaller batch of the decoding where they are too large."""
+
+    def settled(one: RunConfig) -> Settled:
+        return settle(one, load.shape, load.world, load.gpu_memory, load.counts)
+
+    def decoded(one: RunConfig) -> int:
+        return device_total(decoding(one, load.shape, load.world))
+
+    def trains(one: RunConfig) -> bool:
+        training = settled(one).training
+        return training is None or training.fits
+
+    trained = _first(_trainings(config, load.world), trains)
+    suited = _first(_decodings(trained), lambda one: decoded(one) <= USABLE * load.gpu_memory)
+    if load.config.model.partition == "auto" and config.model.quantize != "none":
+        own = decided(own, False)  # which `auto` is then
+    return Way(_flags(own, suited), settled(suited), decoded(suited), load.gpu_memory)
+
+
+def _first(found: Iterable[RunConfig], fits: Callable[[RunConfig], bool]) -> RunConfig:
+    """The first that fits; of none that does the last."""
+    *others, last = found
+    return next(filter(fits, others), last)
+
+
+def _trainings(config: RunConfig, world: int) -> Iterator[RunConfig]:
+    """As set; with gradients divided among the GPUs; a sentence a forward. First what costs least.
+
+    A routed model learns from other sentences when a forward has fewer: not the same training.
+    """
+    yield config
+    if config.zero.stage == 1 and world > 1 and config.model.partition == "off":
+        config = replace(config, zero=replace(config.zero, stage=2))
+        yield config
+    if memory.micro_batch(config, world) > 1 and not config.method.routed:
+        yield replace(config, train=replace(config.train, micro_batch_size=1))
+
+
+def _decodings(config: RunConfig) -> Iterator[RunConfig]:
+    sizes = [size for size in (8, 1) if size < config.evaluate.batch_size]
+    for size in (config.evaluate.batch_size, *sizes):
+        yield replace(config, evaluate=replace(config.evaluate, batch_size=size))
+
+
+def _flags(own: RunConfig, other: RunConfig) -> str:
+    """What to type beside the user's own flags."""
+    found = []
+    for name in FLAGS:
+        before, after = (reduce(getattr, name.split("."), config) for config in (own, other))
+        if before != after:
+            found.append(f"--{name.replace('_', '-')} {after}")
+    return " ".join(found)
+
+
+def _has(load: Load) -> tuple[bool, bool]:
+    return load.config.method.scores, load.config.method.trains
+
+
+def _remedy(load: Load) -> str:
+    """What would help where nothing fits; each is tried."""
+    data = replace(load.config.data, max_length=min(SHORT, load.config.data.max_length))
+    shorter = any(way.fits for way in ways(replace(load, config=replace(load.config, data=data))))
+    more = any(way.fits for way in ways(replace(load, world=MANY * load.world)))
+    found = ["a smaller --data.max-length"] * shorter + ["more GPUs"] * more + ["larger GPUs"]
+    return f"take {', or '.join(found)}"

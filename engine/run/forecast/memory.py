@@ -2,24 +2,28 @@
 
 Here --model.partition is `on` or `off`: partition.py has decided what `auto` is. Not counted: the CUDA context, the
 allocator's fragments. What a block saves was compared with autograd's saved tensors
-(tests/engine/run/test_estimate.py). Next: decoding.py, then memory_report.py, which prints it.
+(tests/engine/run/test_estimate.py). A setting that is still `auto` counts as the fastest there is: settle.py decides.
+Next: decoding.py, then memory_report.py, which prints it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ....kernels.histogram import BINS
 from ...data.languages import languages_of
 from ...data.prompts import resolve
+from ...methods.counts import Trainable
 from ...models.attention import likely_path
 from ...models.shapes import ModelShape
 from ...scoring import passes
 from ...scoring.cross_entropy import CHUNK
+from ...training.plan import Plan
 from ..config import RunConfig
+from .weights import Part, device_total, held, over, partitioned, passing, value_bytes
+
+__all__ = ["Part", "device_total", "partitioned", "value_bytes"]
 
 PREDICTING = 0.5
 """Share of a batch's positions whose logits are computed; source and target are about as long, the prompt has none."""
@@ -31,31 +35,6 @@ TEMPLATE_TOKENS = 20
 
 BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size: stages 2 and 3 keep a buffer of so many gradients and reduce them when it is full."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One line of a memory table; `formula` is the product that `bytes` is."""
-
-    name: str
-    formula: str
-    bytes: int
-    host: bool = False
-
-
-def device_total(parts: list[Part]) -> int:
-    """Bytes on the GPU."""
-    return sum(part.bytes for part in parts if not part.host)
-
-
-def value_bytes(config: RunConfig) -> int:
-    """Bytes of a weight or activation on a GPU, where `auto` is bfloat16."""
-    return 4 if config.model.dtype == "float32" else 2
-
-
-def partitioned(config: RunConfig) -> bool:
-    """Whether each rank holds its share of the weights alone."""
-    return config.model.partition == "on"
 
 
 def sample_tokens(config: RunConfig, characters: float) -> float:
@@ -90,17 +69,15 @@ def saved_per_token(shape: ModelShape, width: int, attention: str, sequence: int
     return norms + ffn + 2 * (queries + keys) * width + 4 * shape.heads
 
 
-def activations(
-    config: RunConfig, shape: ModelShape, tokens: int, sequence: int, checkpointing: bool | None = None
-) -> Part:
+def activations(config: RunConfig, shape: ModelShape, tokens: int, sequence: int, ffn: int | None = None) -> Part:
     """Saved activations of `tokens` tokens in rows of `sequence`; with checkpointing each block's input, and one block.
 
-    `checkpointing` None takes the run's own choice.
+    `ffn` is `saved_per_token`'s.
     """
     width, path = value_bytes(config), attention_path(config, shape)
     path = "rows" if path == "sdpa" and sequence < tokens else path  # padded rows have no mask
-    block = saved_per_token(shape, width, path, sequence, config.method.saved_values(shape))
-    if config.model.activation_checkpointing if checkpointing is None else checkpointing:
+    block = saved_per_token(shape, width, path, sequence, ffn)
+    if config.model.checkpoints:
         size = tokens * (shape.layers * shape.hidden * width + block)
         formula = f"{tokens:,} tokens × ({shape.layers} inputs of {shape.hidden * width:,} B + one block's {block:,} B)"
         return Part("activations, with checkpointing", formula, size)
@@ -108,22 +85,28 @@ def activations(
     return Part("activations, no checkpointing", formula, tokens * shape.layers * block)
 
 
-def _transient(config: RunConfig, shape: ModelShape, tokens: int) -> Iterator[Part]:
-    """What a backward holds for a moment: a chunk of the logits, and one FFN's gradients."""
-    width, rows = value_bytes(config), math.ceil(tokens * PREDICTING)
+def _logits(shape: ModelShape, tokens: int) -> Part:
+    rows = math.ceil(tokens * PREDICTING)
     chunk, size = min(rows, CHUNK // shape.vocab), 12 if shape.softcap else 8
     formula = f"{chunk:,} of {rows:,} predicting positions × {shape.vocab:,} × {size} B (values, log-probabilities)"
-    yield Part("logits", formula, chunk * shape.vocab * size)
+    return Part("logits", formula, chunk * shape.vocab * size)
+
+
+def _transient(config: RunConfig, shape: ModelShape, tokens: int, again: bool = False) -> Iterator[Part]:
+    """What a backward holds for a moment: a chunk of the logits, one FFN's gradients, and what it computes `again`."""
+    width, first = value_bytes(config), 2 if shape.gated else 1
+    yield _logits(shape, tokens)
     if config.method.sums_head and width == 2:
         formula = f"{shape.vocab:,} × {shape.hidden:,} × 6 B (its sum in fp32, and a chunk's)"
         yield Part("the output head's gradient", formula, shape.vocab * shape.hidden * 6)
-    values = (4 if shape.gated else 3) * shape.intermediate + 2 * shape.hidden
+    values = (first + 2 + again * first) * shape.intermediate + 2 * shape.hidden
     yield Part("one FFN's backward", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width)
+    yield from passing(config, shape, tokens)
 
 
 def scoring_tokens(config: RunConfig) -> int:
     """Tokens of the largest batch while scoring: the budget, or a single sentence that is longer."""
-    return max(config.score.tokens_per_batch, config.data.max_length)
+    return max(config.score.batch_tokens, config.data.max_length)
 
 
 def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
@@ -134,34 +117,18 @@ def training_sequence(config: RunConfig, shape: ModelShape, tokens: int) -> int:
     return tokens if shape.takes_positions else config.data.max_length
 
 
-def scoring(config: RunConfig, shape: ModelShape, world: int = 1, gpu_memory: int | None = None) -> list[Part]:
+def scoring(config: RunConfig, shape: ModelShape, world: int = 1) -> list[Part]:
     """Memory of one of `world` ranks while scoring: its frozen model, whole or partitioned, and what is summed."""
     tokens = scoring_tokens(config)
     return [
-        *_frozen(config, shape, world),
-        *([detection(config, shape)] if config.method.routes else _statistics(config, shape, world, gpu_memory)),
-        activations(config, shape, tokens, config.data.max_length),
+        *held(config, shape, world if partitioned(config) else 0),
+        *([detection(config, shape)] if config.method.routes else _statistics(config, shape, world)),
+        activations(config, shape, tokens, config.data.max_length, config.method.saved_values(shape)),
         *_transient(config, shape, tokens),
     ]
 
 
-def _frozen(config: RunConfig, shape: ModelShape, world: int) -> Iterator[Part]:
-    width = value_bytes(config)
-    if not partitioned(config):
-        yield Part("weights", f"{shape.parameters:,} × {width} B", shape.parameters * width)
-        return
-    yield Part("weights", f"{shape.parameters:,} × {width} B{_over(world)}", shape.parameters * width // world)
-    yield gathered(config, shape)
-
-
-def gathered(config: RunConfig, shape: ModelShape) -> Part:
-    """Whole weights for a moment: of a block, of the next one that is fetched ahead, of the embeddings or the head."""
-    width, blocks, head = value_bytes(config), min(2, shape.layers), shape.vocab * shape.hidden
-    formula = f"({blocks} × {shape.block_parameters:,} (a block, and one ahead) + {head:,} (output head)) × {width} B"
-    return Part("gathered weights", formula, (blocks * shape.block_parameters + head) * width)
-
-
-def _statistics(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> Iterator[Part]:
+def _statistics(config: RunConfig, shape: ModelShape, world: int) -> Iterator[Part]:
     groups, kind = len(config.data.groups), "directions" if config.data.pairs else "domains"
     units, own = shape.layers * shape.intermediate, math.ceil(shape.layers / world)
     owned = f" of {own} of {shape.layers} layers" if world > 1 else ""
@@ -169,7 +136,7 @@ def _statistics(config: RunConfig, shape: ModelShape, world: int, gpu_memory: in
         "histogram counts",
         f"{groups} {kind} × {own * shape.neurons_per_layer:,} neurons{owned} × {BINS} bins × 4 B",
         counts_bytes(config, shape, world),
-        host=counts_on_host(config, shape, world, gpu_memory),
+        host=config.score.counts == "host",
     )
     if world > 1:
         samples = math.ceil(scoring_tokens(config) / sample_tokens(config, 0))
@@ -195,24 +162,49 @@ def training(
 
     `beside` are those kept beside the model: slices, adapters, new blocks (None: all of them; 0 where all are its own).
     """
-    beside = parameters if beside is None else beside
-    width, stage, p = value_bytes(config), zero_stage(config), f"{parameters:,}"
-    weights, gradients = (world if stage == 3 else 1), (world if stage >= 2 else 1)
-    parts = [
-        Part(
-            "weights and slices" if config.method.trains_slices else "weights",
-            f"({shape.parameters:,} + {beside:,}) × {width} B{_over(weights)}",
-            (shape.parameters + beside) * width // weights,
-        ),
-        _unreduced(parameters, width, stage),
-        Part("fp32 gradients", f"{p} × 4 B{_over(gradients)}", parameters * 4 // gradients),
-        Part("fp32 masters, two moments", f"{p} × 12 B{_over(world)}", parameters * 12 // world),
-        activations(config, shape, tokens, training_sequence(config, shape, tokens)),
-        *_transient(config, shape, tokens),
+    again = config.model.recompute_ffn and config.method.trains_slices
+    ffn = shape.hidden if again else config.method.saved_values(shape)
+    return [
+        *_state(config, shape, world, parameters, parameters if beside is None else beside),
+        activations(config, shape, tokens, training_sequence(config, shape, tokens), ffn),
+        *_transient(config, shape, tokens, again),
     ]
-    if stage == 3:
-        parts.insert(1, gathered(config, shape))
-    return parts
+
+
+def micro_batch(config: RunConfig, world: int) -> int:
+    """Sentences of a forward."""
+    return Plan.of(config.train, 1, world).micro_batch
+
+
+def trained(config: RunConfig, shape: ModelShape, world: int, counts: Trainable) -> list[Part]:
+    """`training` of what a method trains, of the longest sentences that a forward can have."""
+    tokens = micro_batch(config, world) * config.data.max_length
+    return training(config, shape, world, counts.likely, tokens, config.method.beside(counts))
+
+
+def dev_loss(config: RunConfig, shape: ModelShape, world: int, counts: Trainable) -> list[Part]:
+    """Memory of one rank while it computes the dev loss, a forward in batches as in scoring, in the midst of training.
+
+    Nothing is saved for a backward: of a block there are its values of the moment.
+    """
+    width, tokens = value_bytes(config), scoring_tokens(config)
+    values = 3 * shape.intermediate + 4 * shape.hidden
+    return [
+        *_state(config, shape, world, counts.likely, config.method.beside(counts)),
+        Part("one block's values", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width),
+        _logits(shape, tokens),
+        *passing(config, shape, tokens),
+    ]
+
+
+def _state(config: RunConfig, shape: ModelShape, world: int, parameters: int, beside: int) -> Iterator[Part]:
+    """What stays from update to update: weights, gradients, masters, moments."""
+    stage, p = zero_stage(config), f"{parameters:,}"
+    weights, gradients = (world if stage == 3 else 0), (world if stage >= 2 else 1)
+    yield from held(config, shape, weights, beside, "weights and slices" if config.method.trains_slices else "weights")
+    yield _unreduced(parameters, value_bytes(config), stage)
+    yield Part("fp32 gradients", f"{p} × 4 B{over(gradients)}", parameters * 4 // gradients)
+    yield Part("fp32 masters, two moments", f"{p} × 12 B{over(world)}", parameters * 12 // world)
 
 
 def zero_stage(config: RunConfig) -> int:
@@ -221,8 +213,9 @@ def zero_stage(config: RunConfig) -> int:
 
 
 def loading(config: RunConfig, shape: ModelShape) -> int:
-    """Bytes of the whole model on a GPU, which stage 3 without --model.partition loads before it cuts it up."""
-    return 0 if partitioned(config) else shape.parameters * value_bytes(config)
+    """Bytes of the whole model on a GPU, which stage 3 without --model.partition loads before it cuts it up; else 0."""
+    whole = zero_stage(config) == 3 and not partitioned(config)
+    return shape.parameters * value_bytes(config) if whole else 0
 
 
 def _unreduced(parameters: int, width: int, stage: int) -> Part:
@@ -234,34 +227,6 @@ def _unreduced(parameters: int, width: int, stage: int) -> Part:
     return Part("a bucket of gradients", formula, BUCKET * width + copied * 4)
 
 
-def _over(ranks: int) -> str:
-    return f" / {ranks} ranks" if ranks > 1 else ""
-
-
 def counts_bytes(config: RunConfig, shape: ModelShape, world: int = 1) -> int:
     """int32 histogram counts of all seen domains (of all directions where there are several) that a rank owns."""
     return passes.counts_bytes(len(config.data.groups), shape, world)
-
-
-def counts_threshold(config: RunConfig, shape: ModelShape, world: int = 1) -> float:
-    """GPU memory from which `--score.counts auto` keeps the counts on the device."""
-    weights = sum(part.bytes for part in _frozen(config, shape, world) if part.name == "weights")
-    return weights + counts_bytes(config, shape, world) / passes.FREE_SHARE
-
-
-def counts_on_host(config: RunConfig, shape: ModelShape, world: int, gpu_memory: int | None) -> bool:
-    """Where the counts live; without a known GPU `auto` is taken to be the device, the larger figure."""
-    if config.score.counts != "auto":
-        return config.score.counts == "host"
-    return gpu_memory is not None and gpu_memory < counts_threshold(config, shape, world)
-
-
-def scoring_tokens_that_fit(config: RunConfig, shape: ModelShape, world: int, gpu_memory: float) -> int:
-    """Largest multiple of 64 tokens a batch whose scoring fits in `gpu_memory`; 0 if there is none."""
-    tokens = scoring_tokens(config) // 64 * 64
-    while tokens > 0:
-        smaller = dataclasses.replace(config, score=dataclasses.replace(config.score, tokens_per_batch=tokens))
-        if device_total(scoring(smaller, shape, world, int(gpu_memory))) <= gpu_memory:
-            return tokens if tokens >= config.data.max_length else 0
-        tokens -= 64
-    return 0

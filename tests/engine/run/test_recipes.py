@@ -98,11 +98,11 @@ def test_a_model_larger_than_a_gpu_fits_partitioned(recipe, gpus, gigabytes, off
     cli.main(load(path), ["--dry-run", "--gpus", str(gpus), "--gpu-memory", str(gigabytes)])
     out = capsys.readouterr().out
     assert re.search(r"^partition on: decoding with the whole model on each GPU takes 15\d\.\d GB, more", out, re.M)
-    assert out.splitlines()[-1] == "  all stages fit as set"
+    assert re.search(r"^  1\. as set \(scoring 4,096 tokens a batch, checkpointing, counts on the device; ", out, re.M)
     page = (FOLDER / "README.md").read_text()
     row = page[page.index(f"| {load(path).shape}: scoring") :].splitlines()
-    for stage, cells in zip(("scoring", "training", "decoding"), row, strict=False):
-        size = re.search(rf"^  {stage}, partition on .* ([\d.]+) GB fits      ← as set", out, re.M)[1]
+    sizes = re.search(r"^  1\. as set .*: ([\d., ]+) GB$", out, re.M)[1].split(", ")
+    for stage, size, cells in zip(("scoring", "training", "decoding"), sizes, row, strict=False):
         assert cells.strip("| ").split(" | ")[2 if gpus == 8 else 3] == size, stage
 
 

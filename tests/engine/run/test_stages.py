@@ -64,7 +64,7 @@ def test_trackers_see_the_rate_of_each_training_of_a_sweep(tmp_path, monkeypatch
     monkeypatch.setattr(train, "_choose", lambda *found, **of: None)
     config = RunConfig(method=Full(), train=TrainConfig(learning_rate=1e-5, sweep=(1e-4, 1e-3)))
     shape = SimpleNamespace(parameters=6)
-    made = {"stage": 1, "model": lambda: nn.Linear(2, 2)}
+    made = {"stage": 1, "model": lambda stage: nn.Linear(2, 2), "training_once_chosen": lambda: config}
     job = SimpleNamespace(config=config, out=tmp_path, pad_id=0, shape=shape, **made)
     train.train_and_choose(job, [], [], {})
     assert [(one["learning_rate"], one["sweep"]) for one in seen] == [(1e-4, []), (1e-3, [])]
