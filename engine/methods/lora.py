@@ -72,7 +72,7 @@ class Lora(Method):
         """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
         from peft import inject_adapter_in_model
 
-        if self.magnitude and any(quantised.kind(layer) == "fp8" for _, layer in quantised.layers(model)):
+        if self.reads_weights and any(quantised.kind(layer) == "fp8" for _, layer in quantised.layers(model)):
             raise UserError(f"{self.title} reads the weights themselves, which are fp8: use nf4 or int8")
         model.requires_grad_(False)
         torch.manual_seed(seed)
@@ -123,6 +123,7 @@ class Dora(Lora):
     title: ClassVar[str] = "DoRA"
     compiles: ClassVar[bool] = False
     magnitude: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = True
 
 
 @dataclass

@@ -48,6 +48,8 @@ class Method:
     """Whether torch.compile can trace what it adds to the model."""
     sums_head: ClassVar[bool] = False
     """Whether it trains the output head, whose gradient is summed in fp32 over chunks of the logits."""
+    reads_weights: ClassVar[bool] = False
+    """Whether it reads the frozen weights themselves, not their products alone; fp8's are no numbers of PEFT's."""
     follows: ClassVar[bool] = False
     """Whether a comparison runs it after the others, to give it as many parameters as CANEFT's set has."""
 

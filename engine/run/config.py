@@ -88,6 +88,8 @@ class RunConfig:
             how = " with --method.attention" if self.method.routed else ""
             what = f"{self.method.title}{how} trains whole weights of the base"
             raise UserError(f"{kind}: {what}, which must not be quantised: leave it out, or train slices, LoRA or DoRA")
+        if self.method.reads_weights and self.model.quantize == "fp8":
+            raise UserError(f"{kind}: {self.method.title} reads the weights themselves: use nf4 or int8")
         if self.model.partition == "on" or self.zero.stage == 3:
             flag = "--model.partition on" if self.model.partition == "on" else "--zero.stage 3"
             raise UserError(f"{kind}: quantised weights are not cut up among ranks: leave out {flag}")

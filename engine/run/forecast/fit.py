@@ -97,7 +97,9 @@ def ways(load: Load) -> Iterator[Way]:
     """
     on, _ = partition(load.config, load.shape, load.world, load.gpu_memory)
     own = decided(load.config, on)
-    for kind in ("none",) if own.method.trains_whole_weights else KINDS:
+    no_fp8 = load.shape.packed or own.method.reads_weights
+    kinds = [kind for kind in KINDS if kind != "fp8" or not no_fp8]
+    for kind in ("none",) if own.method.trains_whole_weights else kinds:
         for cut in (False, True) if load.world > 1 and kind == "none" else (False,):
             changed = _changed(own, kind, cut)
             kept = _way(load, own, changed)

@@ -142,6 +142,7 @@ def test_routed_training_resumes(pool, tmp_path):
         ({"method": Layers()}, "nf4: Layers trains whole weights"),
         ({"method": LlamaPro()}, "nf4: LLaMA Pro trains whole weights"),
         ({"method": Landermt(attention=True)}, "nf4: LANDeRMT with --method.attention trains whole weights"),
+        ({"model": ModelConfig(quantize="fp8"), "method": Dora()}, "fp8: DoRA reads the weights themselves: use nf4"),
         ({"zero": ZeroConfig(3)}, "not cut up among ranks: leave out --zero.stage 3"),
         ({"model": ModelConfig(quantize="nf4", partition="on")}, "leave out --model.partition on"),
         ({"model": ModelConfig(quantize="nf4", compile="blocks")}, "quantised blocks are not compiled"),
