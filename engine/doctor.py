@@ -32,7 +32,7 @@ NEEDED = {"torch": "2.11", "safetensors": "0.6"}
 """Library → oldest version; older torch and transformers have known holes in how they load checkpoints."""
 ENGINE = {"transformers": "5.17", "deepspeed": "0.19.8", "sacrebleu": "2.5"}
 """The same of what the extra `engine` brings."""
-OPTIONAL = ("triton", "flash-attn", "liger-kernel", "peft", "datasets", "tyro", "numpy", "wandb")
+OPTIONAL = ("triton", "flash-attn", "bitsandbytes", "liger-kernel", "peft", "datasets", "tyro", "numpy", "wandb")
 VARIABLES = (
     "SLICETUNE_KERNELS",
     "SLICETUNE_DEBUG",

@@ -56,6 +56,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = aligned(rows)
     lines += ["", *(f"signature             {line}" for line in signed(results))]
     lines += [f"cut at the limit      {line}" for line in [cut_line(results)] if line]
+    lines += [f"measured on           {measured_on(results)}"] if "measured_on" in results else []
     lines += [f"trainable parameters  {results['trainable_parameters']:,}"]
     if results.get("seconds"):
         stages = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
@@ -120,7 +121,17 @@ def describe(run: Artefacts) -> str:
         text += f" for {steps:,} steps of {train.get('global_batch_size', '?')} sentences"
     text += f" at learning rate {results.get('learning_rate', train.get('learning_rate', '?'))}"
     text += "; every other weight is the base model's." if run.neurons is not None else "."
+    if "measured_on" in results:
+        text += f" Measured on {measured_on(results)}."
     return text + _gain(run)
+
+
+def measured_on(results: Mapping[str, Any]) -> str:
+    """Of a run on a quantised base, the weights that decoded."""
+    kind, on = results["quantize"], results["measured_on"]
+    if on == "full":
+        return f"the full-precision models; it was trained on the base in {kind}"
+    return f"the base in {kind}, with what was trained in full precision; what is exported is all of full precision"
 
 
 def _chosen(neurons: NeuronSet) -> str:
