@@ -32,13 +32,15 @@ def empty(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     return model
 
 
-def fill(model: nn.Module, folder: Path, take: Take) -> None:
-    """Put into an `empty` model what `take` keeps of each weight, a tied one once; the buffers on the rank's device.
+def fill(model: nn.Module, folder: Path, take: Take, device: torch.device | None = None) -> None:
+    """Put into an `empty` model what `take` keeps of each weight, a tied one once; and the buffers.
 
-    A collective. Raises UserError for a head that config.json ties and the files hold apart.
+    Without a `device` it is a collective: the first rank checks the folder for all, and buffers go to each rank's own.
+    Raises UserError for a head that config.json ties and the files hold apart.
     """
     files, others = tensor_files(folder), names.aliases(model)
-    distributed.first(lambda: folders.check_ties(folder, model, files))
+    check = lambda: folders.check_ties(folder, model, files)  # noqa: E731
+    distributed.first(check) if device is None else check()
     keys = names.stored_names(folder, [name for name, _ in model.named_parameters()], files)
     for name, key in sorted(keys.items(), key=lambda pair: files[pair[1]]):
         with open_shard(folder / files[key]) as shard:  # anew for each: what was read of a mapped file stays in memory
@@ -50,7 +52,7 @@ def fill(model: nn.Module, folder: Path, take: Take) -> None:
         if name in files and name in kept_ones:
             with open_shard(folder / files[name]) as shard:
                 buffer = shard.read(name).to(buffer.dtype)
-        _put(model, name, buffer.to(distributed.device()))
+        _put(model, name, buffer.to(device or distributed.device()))
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -47,7 +47,7 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
         layer.stored = Stored(shard.path, key, dtype)
         return _quantised(layer, value.to(device, dtype))
 
-    weights.fill(model, folder, take)
+    weights.fill(model, folder, take, device)
     for name, layer in chosen.items():
         assert kind(layer), name
     # What PEFT goes by.

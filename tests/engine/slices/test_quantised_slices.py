@@ -191,6 +191,20 @@ def test_an_optimizer_changes_the_slices_and_no_stored_number(folders, how):
     optimizer.write_back()  # there is nothing to write into
 
 
+@pytest.mark.parametrize("how", ["nf4", "int8", "fp8"])
+def test_the_graph_keeps_no_weight_made_floats(folders, how):
+    """Or training would hold the whole model in full precision between forward and backward."""
+    model, _ = attached(folders["qwen2"], how)
+    sizes, kept = {layer.in_features * layer.out_features for _, layer in layers.layers(model)}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        architectures.logits.__wrapped__(model).sum().backward()
+    head = model.get_output_embeddings().weight
+    assert len(kept) > 10
+    shapes = {(layer.out_features, layer.in_features) for _, layer in layers.layers(model)}
+    found = [t for t in kept if t.is_floating_point() and t.data_ptr() != head.data_ptr() and t.shape in shapes]
+    assert not [t for t in found if t.numel() in sizes]
+
+
 def test_masters_follow_what_the_model_loads(folders):
     model = quantised.loaded(folders["qwen2"], "int8", "bfloat16")
     params = ffn.attach(model, architectures.neurons(from_config(model.config)))
