@@ -10,6 +10,7 @@ step takes above that. Nothing is compiled here: bench_forms.py has that, on all
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import steps
 import systems
 import torch
 from harness import Comparison, Contender, Wrong
-from shapes import DTYPE, GPU, SHORT_STEP, STEP, Load
+from shapes import DTYPE, GPU, SHORT_STEP, SMOKE, STEP, Load
 from steps import FIELDS, FLOOR, LORA, OURS, contender
 from systems import ATTENTION, MLP, System
 
@@ -57,6 +58,26 @@ def add_adapters(comparison: Comparison, base: Any, batch: Any, load: Load) -> N
         comparison.add(f"{LORA}, Liger", steps.in_its_own_process(liger), "peer")
 
 
+def add_quantised(comparison: Comparison, base: Any, batch: Any, load: Load) -> None:
+    """The same over a quantised base, and QLoRA. On a CPU there is no product to be measured: make smoke runs it."""
+    if not (GPU or SMOKE):
+        return
+    neurons = systems.random_neurons(load.model)
+    kinds = ("fp8", *(("nf4", "int8") if importlib.util.find_spec("bitsandbytes") else ()))
+    for how in kinds:
+
+        def ours(how: str = how) -> Contender:
+            model = systems.quantised(base, how)
+            made = contender(systems.slices(model, batch, neurons))
+            made.facts["note"] = "its peak holds the unquantised base too, where the slices' values come from"
+            return made
+
+        comparison.add(f"slices 1 % over {how}", ours, "ours")
+    if "nf4" in kinds:
+        qlora = lambda: contender(systems.lora(systems.quantised(base, "nf4"), batch, ATTENTION + MLP))  # noqa: E731
+        comparison.add(f"{LORA} over nf4 (QLoRA)", qlora, "peer")
+
+
 def add_heavy(comparison: Comparison, base: Any, batch: Any, load: Load) -> None:
     neurons = systems.random_neurons(load.model)
 
@@ -90,7 +111,7 @@ def compare(benchmark: Any, load: Load, parts: tuple[Callable, ...], seconds: fl
 
 def test_step(benchmark):
     """Every method, in one setting."""
-    compare(benchmark, STEP, (add_ours, add_adapters, add_heavy), 55 if not GPU else 15)
+    compare(benchmark, STEP, (add_ours, add_quantised, add_adapters, add_heavy), 55 if not GPU else 15)
 
 
 def test_short_step(benchmark):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slicetune.engine.data.batching import Batch, Example, pack, pad
 from slicetune.engine.models import attention, sites
+from slicetune.engine.models.quantised import load as loading
 from slicetune.engine.models.shapes import ModelShape
 from slicetune.engine.scoring.loss import target_losses
 from slicetune.engine.slices import ffn
@@ -163,6 +164,33 @@ def slices(base: nn.Module, batch: Batch, neurons: NeuronSet, **options: Any) ->
     params = ffn.attach(model, neurons)
     leave_to_optimizer(model)  # as the engine does
     return System(model, batch, params, SparseColumnAdamW(params, lr=LR, weight_decay=0.0, **options))
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Where a quantised layer's unquantised weight lies: in the base, which has no folder (as quantised.Stored)."""
+
+    weight: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def part(self, axis: int, index: Tensor) -> Tensor:
+        found = self.weight.index_select(axis, index)
+        return found.t().contiguous() if axis else found
+
+
+def quantised(base: nn.Module, how: str) -> nn.Module:
+    """The base with its blocks' linear layers in `nf4`, `int8` or `fp8`, as --model.quantize has them."""
+    model = sharing(base)
+    dtype, weights = base.dtype, dict(base.named_parameters())
+    for name, layer in loading.replaced(model, how, dtype).items():
+        weight = weights[f"{name}.weight"]
+        layer.weight = loading.quantised(layer, weight.detach().clone())
+        layer.stored = InMemory(weight.detach())
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = how == "nf4", how == "int8"
+    return model
 
 
 def _adapted(base: nn.Module, batch: Batch, config: Any, fp32: bool) -> System:

@@ -35,7 +35,7 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
     if how == "fp8":
         _check_float8(device)
     model = weights.empty(folder, dtype, attention)
-    chosen = _replaced(model, how, dtype)
+    chosen = replaced(model, how, dtype)
 
     def take(shard: Shard, key: str, name: str, empty: nn.Parameter) -> nn.Parameter:
         value = shard.read(key)
@@ -45,7 +45,7 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
         if not bool(torch.isfinite(value.sum(dtype=torch.float32))):
             raise UserError(f"{shard.path}: {key} holds NaN or infinity: the checkpoint is damaged, download it again")
         layer.stored = Stored(shard.path, key, dtype)
-        return _quantised(layer, value.to(device, dtype))
+        return quantised(layer, value.to(device, dtype))
 
     weights.fill(model, folder, take, device)
     for name, layer in chosen.items():
@@ -64,7 +64,7 @@ def _check_float8(device: torch.device) -> None:
         raise UserError(f"--model.quantize fp8: {name} has no float8 products: use nf4 or int8")
 
 
-def _replaced(model: nn.Module, how: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+def replaced(model: nn.Module, how: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Put empty quantised layers in the place of the linear layers of the blocks; name → the new layer."""
     found: dict[str, nn.Module] = {}
     for site in find_ffns(model):
@@ -97,7 +97,7 @@ def _empty(linear: nn.Linear, how: str, dtype: torch.dtype) -> nn.Module:
     return made
 
 
-def _quantised(layer: nn.Module, value: Tensor) -> nn.Parameter:
+def quantised(layer: nn.Module, value: Tensor) -> nn.Parameter:
     """A weight [out, in] as the layer holds it, on the weight's device."""
     if isinstance(layer, Float8Linear):
         values, scales = float8.quantised(value)
