@@ -6,8 +6,9 @@ MODEL and DATA are folders as --model.path and --data.dir take them; flags that 
 A seed draws the sentences and their order; all that is compared has the same. Each kind of base has a process of its
 own. It runs a small model first, so that what a process needs without a model is not counted as memory.
 
-Of each kind and seed CANEFT scores and chooses; then there are equal trainings of that set, of the set that the
-unquantised base chose, and, on it and on nf4 (QLoRA), of LoRA's adapters with about as many parameters. Next: quantise_page.py writes the page.
+Of each kind and seed CANEFT scores and chooses. Then there are equal trainings: of that set, of the set that the
+unquantised base chose, and, on that base and on nf4 (QLoRA), of LoRA's adapters with about as many parameters.
+Next: quantise_page.py writes the page.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from about import ROOT, provenance
 from footprint import resident
 from partition import SMALL, make
-from quantise_page import KINDS, SCALES, page
+from quantise_page import KINDS, page
 from torch import nn
 
 from slicetune.engine.common import distributed, private
@@ -56,7 +57,7 @@ FLAGS = """
     --train.global-batch-size 6 --train.learning-rate 0.003 --train.eval-steps 1000000 --train.save-steps 1000000
     --train.report-to
 """.split()  # noqa: SIM905 — as they are typed
-"""float32: a CPU without instructions for bfloat16 takes 10 to 50 times longer with it. The stored numbers are the same.
+"""float32: a CPU without instructions for bfloat16 takes 4 to 40 times longer with it. The stored numbers are the same.
 The dev loss is that after the last update: a lowest one of several would be a choice by the same sentences."""
 SMALL_FLAGS = """
     --data.dir tiny --data.seen it law --data.unseen koran --data.score-sentences 4 --data.train-sentences 4
@@ -145,11 +146,11 @@ def held(model: nn.Module) -> dict[str, int]:
 
 
 def expected(config: RunConfig, shape: ModelShape) -> int:
-    """Bytes of the weights by arithmetic."""
+    """Bytes of the weights by arithmetic: nf4 has a scale of 1 byte for 64 weights and one of 4 for 256 scales."""
     width, kind = 4 if config.model.dtype == "float32" else 2, config.model.quantize
     weights = shape.layers * sum(one.inputs * one.outputs for one in shape.linears)
     rows = shape.layers * sum(one.outputs for one in shape.linears)
-    block = {"none": weights * width, "nf4": weights * SCALES["nf4"]}.get(kind, weights + 4 * rows)
+    block = {"none": weights * width, "nf4": weights * (1 / 2 + 1 / 64 + 4 / 16_384)}.get(kind, weights + 4 * rows)
     return round(block + (shape.parameters - weights) * width)
 
 
