@@ -52,10 +52,10 @@ from slicetune.engine.training.updates import Batcher
 
 RATIO = 0.01
 FLAGS = """
-    --model.dtype float32 --data.prompt short --data.score-sentences 25 --data.train-sentences 25
-    --data.dev-sentences 12 --data.max-length 96 --score.tokens-per-batch 1024 --train.epochs 100 --train.max-steps 16
-    --train.global-batch-size 6 --train.learning-rate 0.003 --train.eval-steps 1000000 --train.save-steps 1000000
-    --train.report-to
+    --model.dtype float32 --data.prompt short --data.score-sentences 25 --data.train-sentences 70
+    --data.dev-sentences 20 --data.max-length 96 --score.tokens-per-batch 1024 --train.epochs 100 --train.max-steps 16
+    --train.global-batch-size 16 --train.micro-batch-size 8 --train.learning-rate 0.001 --train.lr-scheduler linear
+    --train.eval-steps 1000000 --train.save-steps 1000000 --train.report-to
 """.split()  # noqa: SIM905 — as they are typed
 """float32: a CPU without instructions for bfloat16 takes 4 to 40 times longer with it. The stored numbers are the same.
 The dev loss is that after the last update: a lowest one of several would be a choice by the same sentences."""
