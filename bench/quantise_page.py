@@ -151,6 +151,8 @@ def _said(found: Found) -> list[str]:
     drawn = [each["overlap"] for each in alike["draws"].values()]
     other = f"; other sentences, on the unquantised base, {span(drawn, 'overlap')}" if drawn else ""
     lines = [f"{chosen}. Chance would give 1 %{other}.", ""]
+    first = differences(losses(found, "none", "own", "trained"), [found["kinds"]["none"]["base"]] * len(found["seeds"]))
+    lines += [f"On the unquantised base training itself changes the dev loss by {signed(first)}.", ""]
     exports = {what: {kind: losses(found, kind, what, "export") for kind in KINDS} for what in TRAININGS}
     scoring = {k: differences(exports["own"][k], exports["base's"][k]) for k in KINDS[1:]}
     training = {k: differences(exports["base's"][k], exports["base's"]["none"]) for k in KINDS[1:]}
