@@ -201,6 +201,7 @@ def about(given: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "seen": data.seen,
         "sentences": {"score": data.score_sentences, "train": data.train_sentences, "dev": data.dev_sentences},
+        "max_length": data.max_length,
         "updates": train.max_steps,
         "batch": train.global_batch_size,
         "rate": train.learning_rate,

@@ -49,7 +49,8 @@ def _section(found: Found) -> list[str]:
         "",
         *note,
         f"{found['parameters']:,} parameters, 1 % of {found['neurons']:,} neurons, domains {', '.join(found['seen'])}. "
-        f"{sentences['score']} sentences a domain are scored, {sentences['dev']} measure the dev loss (nats a token); "
+        f"{sentences['score']} sentences a domain are scored, {sentences['dev']} measure the dev loss (nats a token), of both those of at most "
+        f"{found['max_length']} tokens; "
         f"{found['updates']} updates of {found['batch']} sentences at rate {found['rate']:g}; {draws}. Computed in "
         f"{found['dtype']}. LoRA has rank {found['rank']}.",
         "",
@@ -124,7 +125,7 @@ def _loss_rows(found: Found) -> list[str]:
 
 def signed(values: list[float]) -> str:
     """+0.0012 to +0.0031."""
-    low, high = f"{min(values):+.4f}", f"{max(values):+.4f}"
+    low, high = (f"{round(value, 4) + 0.0:+.4f}" for value in (min(values), max(values)))  # no -0.0000
     return low if low == high else f"{low} to {high}"
 
 

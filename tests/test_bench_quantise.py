@@ -78,6 +78,7 @@ def found(seeds: list[int], losses: dict[str, list[float]]) -> dict:
         "dtype": "float32",
         "seen": ["it", "law"],
         "sentences": {"score": 4, "train": 4, "dev": 2},
+        "max_length": 96,
         "updates": 2,
         "batch": 2,
         "rate": 0.001,
