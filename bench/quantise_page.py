@@ -49,8 +49,8 @@ def _section(found: Found) -> list[str]:
         "",
         *note,
         f"{found['parameters']:,} parameters, 1 % of {found['neurons']:,} neurons, domains {', '.join(found['seen'])}. "
-        f"{sentences['score']} sentences a domain are scored, {sentences['dev']} measure the dev loss (nats a token), of both those of at most "
-        f"{found['max_length']} tokens; "
+        f"{sentences['score']} sentences a domain are scored, {sentences['dev']} measure the dev loss (nats a token), "
+        f"of both those of at most {found['max_length']} tokens; "
         f"{found['updates']} updates of {found['batch']} sentences at rate {found['rate']:g}; {draws}. Computed in "
         f"{found['dtype']}. LoRA has rank {found['rank']}.",
         "",
