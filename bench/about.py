@@ -15,7 +15,8 @@ import torch
 from shapes import GPU, SMOKE
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed", "liger-kernel", "scikit-learn", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "peft", "deepspeed", "bitsandbytes", "liger-kernel", "scikit-learn")
+PACKAGES += ("numpy",)
 
 
 @functools.cache
