@@ -42,6 +42,8 @@ from slicetune.engine.models.quantised.layers import layers
 from slicetune.engine.models.shapes import ModelShape
 from slicetune.engine.run.cli import parse
 from slicetune.engine.run.config import RunConfig
+from slicetune.engine.run.forecast import memory, weights
+from slicetune.engine.run.forecast.settle import settle
 from slicetune.engine.run.job import Job
 from slicetune.engine.run.run import Run, run_one
 from slicetune.engine.scoring.statistics import Statistics
@@ -87,14 +89,15 @@ class Kind:
         reset_peak_memory()
         before = peak_memory()
         model = half.model()
-        peaks, weights = {"load": peak_memory() - before}, held(model)
+        peaks, parts = {"load": peak_memory() - before}, held(model)
         del model
         job = Job(config)
         base = self.dev_loss(job, job.model())
         run_one(config, Run.to_model)
         stages = json.loads((Path(config.out) / "stages.json").read_text())
         peaks |= {name: stages[name]["peak_memory_bytes"] - before for name in ("score", "train")}
-        return {"weights": weights, "expected": expected(half.config, job.shape), "peaks": peaks, "base": base}
+        arithmetic = {"expected": expected(half.config, job.shape), "counted": counted(config, job.shape)}
+        return {"weights": parts, "peaks": peaks, "base": base} | arithmetic
 
     def trained(self, seed: int, shape: ModelShape) -> dict[str, Any]:
         """By what was trained: its parameters, dev loss beside this base, and of the export in full precision."""
@@ -133,25 +136,31 @@ def peer(shape: ModelShape) -> Lora:
 
 def held(model: nn.Module) -> dict[str, int]:
     """Bytes of a model's weights: of the quantised ones, of what their numbers are read with, of all others."""
-    weights, scales = [], []
+    numbers, scales = [], []
     for _, layer in layers(model):
-        weights.append(layer.weight.data)
+        numbers.append(layer.weight.data)
         state = getattr(layer.weight, "quant_state", None)
         row = [getattr(of, "SCB", None) for of in (layer.weight, getattr(layer, "state", None))]
         inner = [vars(of) for of in (state, getattr(state, "state2", None)) if of is not None]
         scales += [*inner, *(each for each in row if each is not None), getattr(layer, "scale_bits", ())]
     whole = resident(list(model.parameters()), list(model.buffers()), scales)
-    quantised, read = resident(weights), resident(scales)
+    quantised, read = resident(numbers), resident(scales)
     return {"quantised": quantised, "scales": read, "others": whole - quantised - read}
 
 
 def expected(config: RunConfig, shape: ModelShape) -> int:
-    """Bytes of the weights by arithmetic: nf4 has a scale of 1 byte for 64 weights and one of 4 for 256 scales."""
-    width, kind = 4 if config.model.dtype == "float32" else 2, config.model.quantize
-    weights = shape.layers * sum(one.inputs * one.outputs for one in shape.linears)
-    rows = shape.layers * sum(one.outputs for one in shape.linears)
-    block = {"none": weights * width, "nf4": weights * (1 / 2 + 1 / 64 + 4 / 16_384)}.get(kind, weights + 4 * rows)
-    return round(block + (shape.parameters - weights) * width)
+    """Bytes of the weights by the dry run's arithmetic."""
+    return sum(part.bytes for part in weights.held(config, shape))
+
+
+def counted(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes of a stage by the dry run's arithmetic; on a CPU what it would keep on the host counts too."""
+    settled = settle(config, shape, 1, None)
+    parts = {
+        "score": memory.scoring(settled.scoring.config, shape),
+        "train": memory.trained(settled.training.config, shape, 1, config.method.bounds(shape)),
+    }
+    return {name: sum(part.bytes for part in own) for name, own in parts.items()}
 
 
 def compare(folder: Path, seeds: list[int]) -> dict[str, Any]:

@@ -132,14 +132,15 @@ def signed(values: list[float]) -> str:
 def _memory_rows(found: Found) -> list[str]:
     kinds = found["kinds"]
     held = {kind: sum(kinds[kind]["weights"].values()) for kind in KINDS}
-    return [
+    rows = [
         _row("weights as held in bfloat16, MB", lambda k: f"{held[k] / 1e6:,.1f}"),
         _row("by arithmetic, MB", lambda k: f"{kinds[k]['expected'] / 1e6:,.1f}"),
-        *(
-            _row(f"{name}, MB", lambda k, stage=stage: f"{kinds[k]['peaks'][stage] / 1e6:,.0f}")
-            for stage, name in STAGES.items()
-        ),
     ]
+    for stage, name in STAGES.items():
+        rows.append(_row(f"{name}, MB", lambda k, stage=stage: f"{kinds[k]['peaks'][stage] / 1e6:,.0f}"))
+        if stage in kinds["none"]["counted"]:
+            rows.append(_row("the dry run's count", lambda k, s=stage: f"{kinds[k]['counted'][s] / 1e6:,.0f}"))
+    return rows
 
 
 def _said(found: Found) -> list[str]:

@@ -61,6 +61,7 @@ def found(seeds: list[int], losses: dict[str, list[float]]) -> dict:
         kind: {
             "weights": {"quantised": 1_000_000, "scales": 100_000, "others": 200_000},
             "expected": 1_300_000,
+            "counted": {"score": 1, "train": 1},
             "peaks": dict.fromkeys(("load", "score", "train"), 5_000_000),
             "base": 2.0,
             "runs": {str(seed): one(kind, at) for at, seed in enumerate(seeds)},
