@@ -26,9 +26,9 @@ UNBROKEN = os.environ.get("SLICETUNE_UNBROKEN", "")
 SLOW = {"data.train-sentences": "40", "data.dev-sentences": "4", "train.save-steps": "1", "score.save-minutes": "0"}
 """Enough batches in every stage for a signal to arrive within it."""
 MANY = {
-    "data.score-sentences": "300",
+    "data.score-sentences": "200",
     "score.tokens-per-batch": "256",
-    "data.test-sentences": "60",
+    "data.test-sentences": "30",
     "evaluate.batch-size": "2",
 }
 PARTS = {"model.partition": "on"}

@@ -107,7 +107,7 @@ def test_a_run_of_another_base_is_refused(finished):
         run_one(config)
 
 
-@pytest.mark.parametrize(("method", "how"), [(Lape(), "nf4"), (Lora(rank=3), "int8"), (Dora(rank=3), "nf4")])
+@pytest.mark.parametrize(("method", "how"), [(Lape(), "nf4"), (Lora(rank=3), "int8")])
 def test_stages_agree_and_resumes_are_exact(pool, tmp_path, method, how):
     toys.model().save_pretrained(tmp_path / "base")
     given = {"train_max_steps": 4, "train_save_steps": 2, "method": method, "model_quantize": how}
