@@ -190,11 +190,18 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
     significance = comparison.p_values(rows, config.data.target, config.evaluate.smooth)
     tables = comparison.tables(rows, significance)
     seeds = max(len(row.runs) for row in rows)
-    about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"
+    about = what(config, seeds)
     write_text(out / "results.json", comparison.as_json(rows, significance))
     write_text(out / "comparison.md", f"{about}\n\n{comparison_report.markdown(tables)}")
     write_text(out / "comparison.txt", f"{about}\n\n{comparison_report.terminal(tables)}\n")
     write_text(out / "report.html", comparison_report.html("Comparison", about, tables, rows))
+
+
+def what(config: RunConfig, seeds: int) -> str:
+    """What is compared, as the table's first line."""
+    about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"
+    on = "in full precision" if config.measured_on == "full" else "on it"
+    return about + f"; trained on the base in {config.model.quantize}, measured {on}" * config.quantised
 
 
 def print_result(out: Path) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..common import distributed, signals
 from ..common.checkpoint import MASTER
-from ..common.files import write_json
+from ..common.errors import UserError
+from ..common.files import read_json, write_json
 from ..common.output import Bar
 from ..data import prompts
 from ..data.records import Pair
@@ -20,7 +21,7 @@ from ..evaluation.report.run import write_report
 from ..evaluation.translation import Line, Translated, gather
 from ..evaluation.translation import translate as decode
 from ..export import attached
-from ..export.live import chosen_masters
+from ..export.live import CHOSEN, chosen_masters
 from ..export.routed import load_routed
 from ..methods.few_shot import fit
 from ..models import load
@@ -50,7 +51,14 @@ def load_trained(job: Job, folder: Path) -> nn.Module:
 
 
 def _on_quantised(job: Job) -> nn.Module:
-    """What was trained, as it was trained: the chosen checkpoint's values beside the quantised base."""
+    """What was trained, as it was trained: the chosen checkpoint's values beside the quantised base.
+
+    Raises UserError where that checkpoint has been deleted.
+    """
+    folder = job.out / read_json(job.out / CHOSEN)["checkpoint"]
+    if not folder.is_dir():
+        gone = f"{folder} is gone: it has what was trained on the base in {job.config.model.quantize}"
+        raise UserError(f"{gone}; --evaluate.on full decodes the export, which needs no checkpoint")
     method, model = job.config.method, job.model()
     chosen = method.load_chosen(job.out)
     method.prepare(model, chosen, groups=chosen.pairs if method.routed else ())

@@ -29,7 +29,7 @@ from ...kernels.tap import tap as product_sums
 from ..common.errors import UserError
 from ..common.private import unviewed, zero3_leaf
 from ..models.sites import FFNSite
-from .frozen.products import dense, product, pull
+from .frozen.products import dense, product, pull, quantised_layer
 from .linear import SliceLinear, autocast_dtype, cast_for_autocast
 from .traced import for_compiler, traced
 from .written import input_with_gradient
@@ -230,7 +230,8 @@ def _gate_and_up(
     if not ffn.packed:
         g, u = (product(x, linear, _bias(linear, dtype), dtype) for linear in first)
         return g, u
-    weight, bias = dense(first[0], dtype), _bias(first[0], dtype)
+    layer = quantised_layer(first[0])
+    weight, bias = dense(first[0], dtype if layer is None else x.dtype), _bias(first[0], dtype)
     g, u = map(F.linear, (x, x), weight.chunk(2), (None, None) if bias is None else bias.chunk(2))
     return g, u
 

@@ -55,7 +55,7 @@ def decoding(config: RunConfig, shape: ModelShape, world: int) -> list[Part]:
             batch * prompt * values * width,
         ),
         Part("logits", f"{batch} sentences × {shape.vocab:,} × 8 B (values, fp32 copy)", batch * shape.vocab * 8),
-        *passing(config, shape, batch * prompt),
+        *passing(config, shape, batch * prompt, backward=False),
     ]
 
 

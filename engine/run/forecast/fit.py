@@ -131,34 +131,40 @@ def _way(load: Load, own: RunConfig, config: RunConfig) -> Way:
     def decoded(one: RunConfig) -> int:
         return device_total(decoding(one, load.shape, load.world))
 
-    def trains(one: RunConfig) -> bool:
+    def trains(one: RunConfig) -> int:
         training = settled(one).training
-        return training is None or training.fits
+        return training.bytes if training else 0
 
-    trained = _first(_trainings(config, load.world), trains)
-    suited = _first(_decodings(trained), lambda one: decoded(one) <= USABLE * load.gpu_memory)
+    trained = _first(_trainings(config, load.world), trains, USABLE * load.gpu_memory)
+    suited = _first(_decodings(trained), decoded, USABLE * load.gpu_memory)
     if load.config.model.partition == "auto" and config.model.quantize != "none":
         own = decided(own, False)  # which `auto` is then
     return Way(_flags(own, suited), settled(suited), decoded(suited), load.gpu_memory)
 
 
-def _first(found: Iterable[RunConfig], fits: Callable[[RunConfig], bool]) -> RunConfig:
-    """The first that fits; of none that does the last."""
-    *others, last = found
-    return next(filter(fits, others), last)
+def _first(found: Iterable[RunConfig], size: Callable[[RunConfig], int], room: float) -> RunConfig:
+    """The first that fits; of none that does the one that holds least."""
+    tried = []
+    for one in found:
+        tried.append((size(one), one))
+        if tried[-1][0] <= room:
+            return one
+    return min(tried, key=lambda pair: pair[0])[1]
 
 
 def _trainings(config: RunConfig, world: int) -> Iterator[RunConfig]:
-    """As set; with gradients divided among the GPUs; a sentence a forward. First what costs least.
+    """As set; with gradients divided among the GPUs; a sentence a forward, each way. First what costs least.
 
-    A routed model learns from other sentences when a forward has fewer: not the same training.
+    Stage 2 keeps a bucket of 1 GB, so where little is trained stage 1 holds less. A routed model learns from other
+    sentences when a forward has fewer: not the same training.
     """
-    yield config
+    stages = [config]
     if config.zero.stage == 1 and world > 1 and config.model.partition == "off":
-        config = replace(config, zero=replace(config.zero, stage=2))
-        yield config
+        stages.append(replace(config, zero=replace(config.zero, stage=2)))
+    yield from stages
     if memory.micro_batch(config, world) > 1 and not config.method.routed:
-        yield replace(config, train=replace(config.train, micro_batch_size=1))
+        for one in stages:
+            yield replace(one, train=replace(one.train, micro_batch_size=1))
 
 
 def _decodings(config: RunConfig) -> Iterator[RunConfig]:

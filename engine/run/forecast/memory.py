@@ -193,7 +193,7 @@ def dev_loss(config: RunConfig, shape: ModelShape, world: int, counts: Trainable
         *_state(config, shape, world, counts.likely, config.method.beside(counts)),
         Part("one block's values", f"{tokens:,} tokens × {values:,} × {width} B", tokens * values * width),
         _logits(shape, tokens),
-        *passing(config, shape, tokens),
+        *passing(config, shape, tokens, backward=False),
     ]
 
 

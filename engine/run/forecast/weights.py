@@ -89,16 +89,18 @@ def gathered(config: RunConfig, shape: ModelShape) -> Part:
     return Part("gathered weights", formula, (blocks * shape.block_parameters + head) * width)
 
 
-def passing(config: RunConfig, shape: ModelShape, tokens: int) -> Iterator[Part]:
-    """What the largest quantised layer holds for a moment: its weight, dequantised; or `tokens` in fp8, and its weight
-    transposed for the backward.
+def passing(config: RunConfig, shape: ModelShape, tokens: int, backward: bool = True) -> Iterator[Part]:
+    """What the largest quantised layer holds for a moment: its weight, dequantised. In fp8 what quantises `tokens`:
+    fp32 quotients and their e4m3 forward; in the `backward` also dy in fp32, and the weight transposed.
     """
     kind, largest = config.model.quantize, max(shape.linears, key=lambda one: one.inputs * one.outputs)
     size, product = largest.inputs * largest.outputs, f"{largest.inputs:,} × {largest.outputs:,}"
     if kind in ("nf4", "int8"):
-        width = value_bytes(config) + 4 * (kind == "int8" and value_bytes(config) == 2)  # int8 by way of fp32
+        width = 8 if kind == "int8" else value_bytes(config)  # bitsandbytes multiplies an int8 weight twice, in fp32
         yield Part("a dequantised weight", f"{product} × {width} B ({largest.name})", size * width)
     if kind == "fp8":
         wide = max(max(one.inputs, one.outputs) for one in shape.linears)
-        formula = f"{tokens:,} tokens × ({wide:,} × 1 B + 4 B) + {product} × 1 B ({largest.name}, transposed)"
-        yield Part("fp8 copies", formula, tokens * (wide + 4) + size)
+        width, size = (9, size) if backward else (5, 0)
+        formula = f"{tokens:,} tokens × ({wide:,} × {width} B + 4 B)"
+        formula += f" + {product} × 1 B ({largest.name}, transposed)" * backward
+        yield Part("fp8 copies", formula, tokens * (wide * width + 4) + size)

@@ -19,32 +19,35 @@ from .layer import Part, SlicedLinear
 
 
 def product(x: Tensor, linear: nn.Module, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """x [T, in] · W̃ᵀ + bias → [T, out]; `dtype` is autocast's, in which x and the bias are already."""
+    """x [..., in] · W̃ᵀ + bias → [..., out]; `dtype` is autocast's, in which x and the bias are already."""
     layer = quantised_layer(linear)
     if not isinstance(layer, Float8Linear):
-        return F.linear(x, dense(linear, dtype), bias)
+        return F.linear(x, dense(linear, dtype if layer is None else x.dtype), bias)
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
     y = float8.product(x, layer.values, layer.scales)
     for values, _, axis, index in _weight_parts(linear):
         if axis:
             y.addmm_(x.index_select(1, index), values.to(x.dtype))
         else:
             y.index_copy_(1, index, F.linear(x, values.to(x.dtype)))
-    return y if bias is None else y.add_(bias)
+    y = y if bias is None else y.add_(bias)
+    return y.view(*shape[:-1], -1)
 
 
 def pull(dy: Tensor, linear: nn.Module, onto: Tensor | None = None) -> Tensor:
-    """dy [T, out] · W̃ → [T, in], added to `onto` in place where that is given."""
+    """dy [..., out] · W̃ → [..., in], added to `onto` [T, in] in place where that is given, of a dy [T, out] then."""
     layer = quantised_layer(linear)
     if not isinstance(layer, Float8Linear):
         weight = dense(linear, dy.dtype)
         return dy @ weight if onto is None else onto.addmm_(dy, weight)
+    shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
     dx = float8.pull(dy, layer.values, layer.scales)
     for values, _, axis, index in _weight_parts(linear):
         if axis:
             dx.index_copy_(1, index, dy @ values.to(dy.dtype).t())
         else:
             dx.addmm_(dy.index_select(1, index), values.to(dy.dtype))
-    return dx if onto is None else onto.add_(dx)
+    return dx.view(*shape[:-1], -1) if onto is None else onto.add_(dx)
 
 
 def dense(linear: nn.Module, dtype: torch.dtype | None = None) -> Tensor:

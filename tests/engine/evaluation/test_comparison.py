@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from slicetune.engine.evaluation.report import comparison as comparison_report
 from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.caneft.settings import Caneft
 from slicetune.engine.methods.lape import Lape
+from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.run import compare
 from slicetune.engine.run.config import RunConfig
 
@@ -144,6 +146,14 @@ def test_rows_of_one_method_are_called_by_what_differs():
         compare.Entry(name, None, RunConfig(method=Caneft())) for name in ("caneft_tiny", "caneft_no_mdcan_tiny")
     ]
     assert [compare.title(entry, entries) for entry in entries] == ["CANEFT", "CANEFT no mdcan"]
+
+
+def test_the_first_line_says_on_which_base():
+    plain, quantised = RunConfig(), RunConfig(model=ModelConfig(quantize="nf4"))
+    full = replace(quantised, evaluate=replace(quantised.evaluate, on="full"))
+    assert compare.what(plain, 1).endswith("1 seed(s)")
+    assert compare.what(quantised, 1).endswith("; trained on the base in nf4, measured on it")
+    assert compare.what(full, 1).endswith("; trained on the base in nf4, measured in full precision")
 
 
 def test_settings_share_what_earlier_runs_made(tmp_path):

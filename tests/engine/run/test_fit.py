@@ -96,6 +96,14 @@ def test_a_line_has_every_flag_that_it_takes():
             assert any("as set" in other for other in ways(again, gigabytes)), flags
 
 
+def test_fewer_sentences_a_forward_are_tried_without_stage_2_too():
+    """Its bucket of gradients is larger than the slices' own: what fits without it was called too large."""
+    own = config(length=512, train=TrainConfig(global_batch_size=15))
+    lines = ways(own, 7.8, 3)
+    assert any("--model.quantize nf4 --train.micro-batch-size 1" in line for line in lines[1:]), lines
+    assert "best first: nothing" not in lines[0]
+
+
 def test_where_nothing_fits_the_remedies_are_tried():
     title, least, remedy = ways(config(method=Full()), 24)
     assert title.endswith("best first: nothing")

@@ -98,6 +98,11 @@ def test_both_bases_can_be_measured_and_nothing_is_lost(pool, finished, tmp_path
     assert again["systems"] == finished[1]["systems"]
     assert (out / "translations/caneft/law.en").read_text() == first
     assert (out / "translations-full/caneft/law.en").is_file()
+    shutil.rmtree(out / "checkpoints")
+    shutil.rmtree(out / "translations/caneft")
+    config = parse(runpy.run_path(recipe)["CONFIG"], words(out))
+    with pytest.raises(UserError, match=r"is gone: .*--evaluate\.on full decodes the export"):
+        run_one(config)
 
 
 def test_a_run_of_another_base_is_refused(finished):

@@ -83,6 +83,7 @@ def test_what_lies_beside_the_quantised_base():
     got = parts(memory.training(config("nf4"), LLAMA8, 1, p, 480))
     assert got["weights and slices, nf4"] == BY_HAND["nf4"] + 2 * p
     assert got["a dequantised weight"] == 2 * LARGEST
+    assert parts(memory.training(config("int8"), LLAMA8, 1, p, 480))["a dequantised weight"] == 8 * LARGEST
     same = parts(memory.training(config(), LLAMA8, 1, p, 480))
     assert {name: got[name] for name in same if name != "weights and slices"} == {
         name: size for name, size in same.items() if name != "weights and slices"
@@ -95,7 +96,9 @@ def test_what_lies_beside_the_quantised_base():
 
 def test_fp8_copies():
     got = parts(memory.training(config("fp8"), LLAMA8, 1, 1, 480))
-    assert got["fp8 copies"] == 480 * (14336 + 4) + LARGEST
+    assert got["fp8 copies"] == 480 * (9 * 14336 + 4) + LARGEST
+    decoded = parts(decoding(config("fp8"), LLAMA8, 1))
+    assert decoded["fp8 copies"] % (5 * 14336 + 4) == 0  # forward alone
     assert "a dequantised weight" not in got
 
 

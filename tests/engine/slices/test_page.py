@@ -70,6 +70,9 @@ def test_a_loop_of_the_page_saves_what_it_trained(start, names):
 
 
 def test_every_block_is_short_and_run_here_or_elsewhere():
-    """The sharded ones need ranks: test_saved.py has them; the first, second and last are of test_pages.py."""
+    """The sharded ones need ranks: test_saved.py has them; the first, second and last are of test_pages.py.
+
+    The quantised base's are calls of test_quantised_slices.py.
+    """
     assert all(len(block.splitlines()) <= 18 for block in BLOCKS)
-    assert len(BLOCKS) == len(LOOPS) + 5
+    assert len(BLOCKS) == len(LOOPS) + 6

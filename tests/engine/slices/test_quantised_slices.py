@@ -102,6 +102,31 @@ def test_any_layer_can_be_sliced(folders):
     assert architectures.relative(architectures.logits(model), architectures.logits(twin)) < 1e-5
 
 
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+def test_a_model_that_is_cast_afterwards(folders, name, how):
+    model, params = attached(folders[name], how)
+    loss = model.bfloat16()(input_ids=torch.arange(4, 12)[None]).logits.square().mean()
+    assert {p.dtype for p in params} == {torch.bfloat16}
+    assert loss.dtype == torch.bfloat16
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in params)
+
+
+def test_a_base_of_other_values_is_refused(folders, tmp_path):
+    """Of the same shapes: slices would begin with another model's values."""
+    model = quantised.loaded(folders["qwen2"], "nf4")
+    other = AutoModelForCausalLM.from_pretrained(folders["qwen2"], dtype=torch.float32)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.copy_(p.flip(0))
+    other.save_pretrained(tmp_path)
+    neurons = architectures.neurons(from_config(model.config))
+    with pytest.raises(UserError, match="has other values than the quantised"):
+        ffn.attach(model, neurons, base=tmp_path)
+    assert ffn.attach(model, neurons, base=folders["qwen2"])
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_fp8_replaces_the_chosen_outputs_and_inputs(folders, axis):
     """y = product of what is frozen, plus the slices' own in x's dtype; dx and the gradients likewise, in float64."""
@@ -113,7 +138,7 @@ def test_fp8_replaces_the_chosen_outputs_and_inputs(folders, axis):
         slices.add_(0.3)
     x = torch.randn(7, linear.in_features, generator=torch.Generator().manual_seed(1)).requires_grad_()
     dy = torch.randn(7, linear.out_features, generator=torch.Generator().manual_seed(2))
-    y = model(x)
+    y = model(x[None])[0]  # a sentence, as a layer of attention has them
     y.backward(dy)
     frozen = float8.dequantised(values, scales, torch.float64).index_fill(axis, index, 0)
     own = torch.zeros_like(frozen)
