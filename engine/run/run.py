@@ -8,6 +8,7 @@ choose.py, train.py and measure.py; they are given the run's inputs (job.py), wh
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -73,6 +74,8 @@ def check(config: RunConfig, shape: ModelShape) -> None:
     if config.model.recompute_ffn and not method.trains_slices:
         remedy = "use --model.activation-checkpointing"
         raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")
+    if config.model.quantize in ("nf4", "int8") and not importlib.util.find_spec("bitsandbytes"):
+        raise UserError(f"--model.quantize {config.model.quantize}: pip install 'slicetune[quantize]' (bitsandbytes)")
     method.bounds(shape)  # counts what it trains, and so meets layers and sizes that the model has not
     train.check(config)
 

@@ -7,6 +7,7 @@ fused.py has the FFN as one function.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,24 @@ def attach(
         named = dict.fromkeys(map(site.child, sorted(site.projections)))  # the order of the optimizer's random numbers
         for name in (name for name in named if name in chosen):
             params += slice_linear(ffn, name.rpartition(".")[2], **chosen[name]).trainable()
+    if is_quantised(model):
+        _train_on_quantised(model)
     return params
+
+
+def _train_on_quantised(model: nn.Module) -> None:
+    """Let Trainer train a model that transformers has quantised, and let whoever saves it write what `save` writes.
+
+    transformers would write the numbers of the quantisation, under names that no other model has.
+    """
+    model.is_quantized = False
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained = functools.partial(_save_plain, model)
+
+
+def _save_plain(model: nn.Module, save_directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
+    """In the place of a model's save_pretrained: whatever else it is told, what is saved is whole and plain."""
+    save(model, save_directory)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -120,7 +138,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = plain_state(model)
     if _first_rank():
         with _plain_config(model):
-            model.save_pretrained(folder, state_dict=tensors)
+            type(model).save_pretrained(model, folder, state_dict=tensors)
         _finish(Path(folder))
 
 

@@ -25,6 +25,7 @@ from ...kernels.slice_gradient import column_gradient, compact_gradient, row_gra
 from ..common.errors import UserError
 from ..common.private import unviewed
 from ..models.linears import check_linear, check_linears, checked_index, index_in
+from ..models.quantised.layers import is_quantised
 from ..models.quantised.stored import remember
 from .frozen import products
 from .frozen.layer import Part, SlicedLinear
@@ -230,7 +231,16 @@ def slice_linears(
     params: list[nn.Parameter] = []
     for name, axis, index in chosen:
         params += slice_linear(model, name, **{axis: index}).trainable()
+    if is_quantised(model):
+        model.save_pretrained = _refuse_saving
     return params
+
+
+def _refuse_saving(*_: Any, **__: Any) -> None:
+    """transformers would write the numbers of the quantisation, under names that no other model has."""
+    raise UserError(
+        "the model trains slices beside quantised weights: ffn.save(model, folder) writes it as a plain one"
+    )
 
 
 def slice_linear(model: nn.Module, name: str, **index: Tensor) -> SliceLinear:

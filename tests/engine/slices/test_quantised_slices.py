@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import filecmp
 from pathlib import Path
 
 import architectures
@@ -95,6 +97,8 @@ def test_any_layer_can_be_sliced(folders):
     model = quantised.loaded(folders["qwen2"], "nf4")
     names = [f"model.layers.1.self_attn.{part}_proj" for part in "qo"]
     params = slice_linears(model, rows={names[0]: [1, 7]}, columns={names[1]: [3, 0, 5]})
+    with pytest.raises(UserError, match=r"beside quantised weights: ffn\.save\(model, folder\) writes it"):
+        model.save_pretrained("anywhere")
     with torch.no_grad():
         params[0].add_(1)
         params[-1].mul_(2)
@@ -261,7 +265,9 @@ def test_saved_in_full_precision(folders, tmp_path, own):
     with torch.no_grad():
         for p in params:
             p.add_(1)
+    copy.deepcopy(model).save_pretrained(tmp_path / "other", safe_serialization=True)  # as a trainer calls it
     ffn.save(model, tmp_path / "out")
+    assert filecmp.cmp(tmp_path / "other/model.safetensors", tmp_path / "out/model.safetensors", shallow=False)
     assert audit(folder, tmp_path / "out", neurons).ok
     base, saved = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     changed = sum(int((t != saved[name]).sum()) for name, t in base.items())
