@@ -136,6 +136,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _nothing_to_read(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} is no folder on this machine: name a Hugging Face model folder, or download the model first"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         return (
             f"{folder} holds pickled weights only, which are not read: convert them where you trust them, "

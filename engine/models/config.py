@@ -21,8 +21,9 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU (fp32 masters for the slices), float32 on a CPU."""
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
-    """Hold the frozen linear layers of the blocks in 4 bits (`nf4`, QLoRA's) or 8 (`int8`), by bitsandbytes, or, on a
-    Hopper GPU and as an experiment, multiply in `fp8`. What is trained, and what is exported, is of full precision."""
+    """Hold the frozen linear layers of the blocks in 4 bits (`nf4`, QLoRA's) or 8 (`int8`), by bitsandbytes. `fp8`
+    multiplies them in 8 bits: an experiment, for Ada, Hopper and later GPUs. What is trained and what is exported has
+    full precision."""
     activation_checkpointing: Literal["auto", "off", "on"] = "auto"
     """`on`: recompute each block in the backward pass: less memory, about a third more time. `auto`: on in a stage
     (scoring, training) that does not fit the GPU without it, by the dry run's arithmetic; off without a GPU. It

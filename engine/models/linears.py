@@ -67,8 +67,8 @@ def check_linear(linear: nn.Linear, where: str = "") -> None:
     if not linear.weight.is_floating_point():
         name = f"{kind.__name__} of {linear.weight.dtype}"
         raise UserError(
-            f"{where}{name}: slices of quantised weights begin with the unquantised ones: name their folder, "
-            "base=FOLDER"
+            f"{where}{name}: this model is quantised, and slices begin with the unquantised weights: "
+            "give their folder too, attach(model, neurons, base=FOLDER)"
         )
     # Accelerate's hooks for a device map only move tensors.
     own = not is_product(linear) or ("forward" in vars(linear) and not hasattr(linear, "_hf_hook"))

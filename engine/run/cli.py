@@ -59,3 +59,5 @@ def dry_run(config: RunConfig) -> None:
     memory = round(config.gpu_memory * 1e9) or memory
     ranks = config.gpus or int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS))
     print(dry_run_text(config, shape, ranks, memory), flush=True)
+    if not config.gpus and "WORLD_SIZE" not in os.environ:  # one small GPU counted as eight seems to hold anything
+        print(f"\n{ranks} GPUs were assumed: add --gpus 1 if you have one", flush=True)

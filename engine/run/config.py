@@ -79,15 +79,17 @@ class RunConfig:
         if self.quantised:
             self._check_quantised()
         elif self.evaluate.on == "quantised":
-            raise UserError("--evaluate.on quantised: the base is not quantised: set --model.quantize, or leave it out")
+            raise UserError(
+                "--evaluate.on quantised: the base is not quantised: set --model.quantize too, or leave this out"
+            )
 
     def _check_quantised(self) -> None:
         """Raises UserError for what cannot be done with weights that are numbers of a quantisation."""
         kind = f"--model.quantize {self.model.quantize}"
         if self.method.trains_whole_weights:
             how = " with --method.attention" if self.method.routed else ""
-            what = f"{self.method.title}{how} trains whole weights of the base"
-            raise UserError(f"{kind}: {what}, which must not be quantised: leave it out, or train slices, LoRA or DoRA")
+            what = f"{self.method.title}{how} trains whole weights of the base, which cannot be trained in 4 or 8 bits"
+            raise UserError(f"{kind}: {what}: leave --model.quantize out, or train slices, LoRA or DoRA")
         if self.method.reads_weights and self.model.quantize == "fp8":
             raise UserError(f"{kind}: {self.method.title} reads the weights themselves: use nf4 or int8")
         if self.model.partition == "on" or self.zero.stage == 3:

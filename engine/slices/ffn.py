@@ -121,8 +121,8 @@ def merge(model: nn.Module) -> nn.Module:
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the trained model as a plain Hugging Face folder: every program loads it as it loads the base model.
 
-    One that trains on a quantised base is written in full precision, which the host's memory must hold. The model goes
-    on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
+    One that trains on a quantised base is written unquantised, in the model's dtype, which the host's memory must hold.
+    The model goes on training. It may be wrapped by DDP, FSDP2, DeepSpeed, Accelerate or torch.compile. Where it is
     sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
     model without `save_pretrained`, for PEFT's, FSDP1's and LANDeRMT's, and if `folder` is a file.
     """

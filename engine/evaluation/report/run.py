@@ -130,8 +130,8 @@ def measured_on(results: Mapping[str, Any]) -> str:
     """Of a run on a quantised base, the weights that decoded."""
     kind, on = results["quantize"], results["measured_on"]
     if on == "full":
-        return f"the full-precision models; it was trained on the base in {kind}"
-    return f"the base in {kind}, with what was trained in full precision; what is exported is all of full precision"
+        return f"models in full precision; the training was on the base in {kind}"
+    return f"the base in {kind}; what was trained is in full precision. --evaluate.on full measures the export"
 
 
 def _chosen(neurons: NeuronSet) -> str:

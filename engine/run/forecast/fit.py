@@ -35,6 +35,8 @@ FLAGS = (
     "evaluate.on",
 )
 """Settings that a line may name."""
+EXPERIMENT = "an experiment, for Ada, Hopper and later GPUs"
+"""What stands beside fp8: behind the flags, which are there to be copied."""
 SHORT, MANY = 64, 8
 """What is tried where nothing fits: tokens of a sample, times as many GPUs."""
 
@@ -71,10 +73,10 @@ class Way:
         return max(self.sizes) <= USABLE * self.gpu_memory
 
     def __str__(self) -> str:
-        words = "; ".join(stage.words for stage in self.settled.stages)
+        note = [EXPERIMENT] if "fp8" in self.flags else []
+        words = "; ".join(note + [stage.words for stage in self.settled.stages])
         sizes = ", ".join(f"{size / 1e9:.1f}" for size in self.sizes)
-        note = ", for a Hopper GPU, an experiment" if "fp8" in self.flags else ""
-        return f"{self.flags or 'as set'}{note}{f' ({words})' if words else ''}: {sizes} GB"
+        return f"{self.flags or 'as set'}{f' ({words})' if words else ''}: {sizes} GB"
 
 
 def table(load: Load) -> list[str]:
@@ -85,7 +87,10 @@ def table(load: Load) -> list[str]:
     each = ", ".join([*stages, "decoding"])
     title = f"What fits in {load.world} × {load.gpu_memory / 1e9:.1f} GB ({USABLE:.0%} of it counted on), best first"
     if fitting:
-        return [f"{title}, GB while {each}", *(f"  {number}. {way}" for number, way in enumerate(fitting, 1))]
+        return [
+            f"{title}: flags to add (how it then runs): GB while {each}",
+            *(f"  {number}. {way}" for number, way in enumerate(fitting, 1)),
+        ]
     least = min(tried, key=lambda way: max(way.sizes))
     return [f"{title}: nothing", f"  the leanest: {least}", f"  {_remedy(load)}"]
 
@@ -192,5 +197,8 @@ def _remedy(load: Load) -> str:
     data = replace(load.config.data, max_length=min(SHORT, load.config.data.max_length))
     shorter = any(way.fits for way in ways(replace(load, config=replace(load.config, data=data))))
     more = any(way.fits for way in ways(replace(load, world=MANY * load.world)))
-    found = ["a smaller --data.max-length"] * shorter + ["more GPUs"] * more + ["larger GPUs"]
+    beside = replace(load.config, evaluate=replace(load.config.evaluate, on="auto"))
+    quantised = load.config.evaluate.on == "full" and any(way.fits for way in ways(replace(load, config=beside)))
+    found = ["--evaluate.on quantised"] * quantised + ["a smaller --data.max-length"] * shorter
+    found += ["more GPUs"] * more + ["larger GPUs"]
     return f"take {', or '.join(found)}"

@@ -289,7 +289,10 @@ def test_pickle_only_folders_say_how_to_convert(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="save_pretrained"):
         tensor_files(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither"):
+        tensor_files(tmp_path / "empty")
+    with pytest.raises(UserError, match="is no folder on this machine"):
         tensor_files(tmp_path / "nothing")
 
 

@@ -71,12 +71,12 @@ def test_best_first():
     """Full precision before 8 bits before 4; whole before partitioned; every line's sizes fit."""
     auto = replace(config(), model=ModelConfig())
     title, *lines = ways(auto, 80, 8)
-    assert title.endswith("best first, GB while scoring, training, decoding")
+    assert title.endswith("best first: flags to add (how it then runs): GB while scoring, training, decoding")
     heads = ["as set (", "--model.partition on (", *(f"--model.quantize {kind}" for kind in ("int8", "fp8", "nf4"))]
     assert [line.startswith(f"  {n}. {head}") for n, (line, head) in enumerate(zip(lines, heads, strict=True), 1)] == (
         [True] * 5
     )
-    assert "a Hopper GPU, an experiment" in lines[3]
+    assert "--model.quantize fp8 (an experiment, for Ada, Hopper and later GPUs; scoring " in lines[3]
     for method in (Full(), LlamaPro(), Layers()):
         assert not any("quantize" in line for line in ways(replace(auto, method=method), 80, 8))
 
@@ -91,7 +91,7 @@ def test_a_line_has_every_flag_that_it_takes():
     )
     for gigabytes in (8, 12, 16, 24):
         for line in ways(stubborn, gigabytes)[1:]:
-            flags = re.match(r"  \d\. (.*?)(, for a Hopper GPU, an experiment)? \(", line)[1]
+            flags = re.match(r"  \d\. (.*?) \(", line)[1]
             again = parse(RunConfig, flags.split(), "", default=stubborn)
             assert any("as set" in other for other in ways(again, gigabytes)), flags
 
@@ -112,6 +112,8 @@ def test_where_nothing_fits_the_remedies_are_tried():
     assert ways(config(length=4096, model=ModelConfig(partition="off")), 8)[-1] == (
         "  take a smaller --data.max-length, or larger GPUs"
     )
+    full = config("nf4", length=96, evaluate=EvaluateConfig(on="full"))  # the plain model decodes
+    assert ways(full, 12)[-1].startswith("  take --evaluate.on quantised, or ")
 
 
 def test_the_flags_of_a_way_are_the_differences():

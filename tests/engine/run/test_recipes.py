@@ -335,6 +335,9 @@ def test_a_dry_run_counts_with_the_gpus_that_it_is_told(offline, capsys):
     out = capsys.readouterr().out
     assert "on 4 GPU(s), one rank each (24.0 GB each)" in out
     assert "What fits in 4 × 24.0 GB" in out
+    assert "assumed: add --gpus" not in out
+    cli.main(load(path), ["--dry-run", "--gpu-memory", "24"])
+    assert capsys.readouterr().out.endswith("\n8 GPUs were assumed: add --gpus 1 if you have one\n")
     with pytest.raises(SystemExit):
         cli.main(load(path), ["--gpus", "4"])
     assert "--gpus and --gpu-memory are what --dry-run counts with" in capsys.readouterr().err

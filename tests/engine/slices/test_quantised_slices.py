@@ -259,7 +259,7 @@ def test_saved_in_full_precision(folders, tmp_path, own):
         model = quantised.loaded(folder, "nf4")
     neurons = architectures.neurons(from_config(AutoModelForCausalLM.from_pretrained(folder).config))
     if own:
-        with pytest.raises(UserError, match="slices of quantised weights begin with the unquantised ones: name their"):
+        with pytest.raises(UserError, match="slices begin with the unquantised weights: give their folder"):
             ffn.attach(model, neurons)
     params = ffn.attach(model, neurons, base=folder if own else None)
     with torch.no_grad():
