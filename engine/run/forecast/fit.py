@@ -91,7 +91,7 @@ def table(load: Load) -> list[str]:
             f"{title}: flags to add (how it then runs): GB while {each}",
             *(f"  {number}. {way}" for number, way in enumerate(fitting, 1)),
         ]
-    least = min(tried, key=lambda way: max(way.sizes))
+    least = min(tried, key=lambda way: (max(way.sizes), sum(way.sizes)))  # decoding in full precision is all kinds'
     return [f"{title}: nothing", f"  the leanest: {least}", f"  {_remedy(load)}"]
 
 

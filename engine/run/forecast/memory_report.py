@@ -32,7 +32,7 @@ def training(stage: Stage, shape: ModelShape, world: int, counts: Trainable, gpu
         f"Memory of one GPU while training {counts.likely:,} parameters ({kind}), ZeRO stage "
         f"{memory.zero_stage(config)}, {stage.words.removeprefix('training ')}{_held(config)}",
         *_table(parts, gpu_memory),
-        f"  longest case: {micro} sentence(s) a forward of {config.data.max_length} tokens",
+        f"  the largest batch: {micro} sentence(s) of {config.data.max_length} tokens",
     ]
     if device_total(dev) > device_total(parts):
         tokens = f"{config.score.batch_tokens:,} tokens a batch"
