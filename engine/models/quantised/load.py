@@ -4,7 +4,7 @@
 
 nf4 is QLoRA's: blocks of 64 values, whose scales are quantised again (Dettmers et al. 2023, "QLoRA: Efficient
 Finetuning of Quantized LLMs"). Embeddings, output head, norms and biases stay as they are. Every layer remembers where
-its unquantised weight lies (layers.Stored): slices begin with those values, and the export patches those files.
+its unquantised weight lies (stored.Stored): slices begin with those values, and the export patches those files.
 """
 
 from __future__ import annotations
