@@ -6,34 +6,20 @@ import re
 from dataclasses import replace
 
 import pytest
+from eight_b import GIGA, LLAMA8, config
 
 from slicetune.engine import cli
 from slicetune.engine.common.command import parse
-from slicetune.engine.data.config import DataConfig
 from slicetune.engine.evaluation.config import EvaluateConfig
 from slicetune.engine.methods.base import Full
 from slicetune.engine.methods.landermt.settings import Layers
 from slicetune.engine.methods.llama_pro import LlamaPro
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.shapes import known
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import fit
 from slicetune.engine.run.forecast.estimate import dry_run_text
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.training.config import TrainConfig, ZeroConfig
-
-GIGA = 10**9
-LLAMA8, LLAMA70 = known("Llama-3.1-8B"), known("Llama-3.3-70B")
-
-
-def config(kind: str = "none", length: int = 512, **fields) -> RunConfig:
-    """The 8B's recipe: 5 sentences an update."""
-    usual = {
-        "data": DataConfig(dir="no-such-corpus", max_length=length),
-        "model": ModelConfig(quantize=kind, partition="off"),
-        "train": TrainConfig(global_batch_size=5),
-    }
-    return RunConfig(**usual | fields)
 
 
 def ways(run: RunConfig, gigabytes: float, world: int = 1, shape=LLAMA8) -> list[str]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toys
+from eight_b import GIGA, LLAMA8, LLAMA70, config
 from safetensors.torch import load_file
 
 from slicetune.engine.common import distributed
@@ -24,7 +25,6 @@ from slicetune.engine.methods.landermt.settings import Landermt
 from slicetune.engine.methods.lora import Lora
 from slicetune.engine.models import load
 from slicetune.engine.models.config import ModelConfig
-from slicetune.engine.models.shapes import known
 from slicetune.engine.run.config import RunConfig
 from slicetune.engine.run.forecast import memory
 from slicetune.engine.run.forecast.partition import partition
@@ -35,19 +35,6 @@ from slicetune.engine.run.run import Run, run_one
 from slicetune.engine.scoring.config import ScoreConfig
 from slicetune.engine.slices.neurons import NeuronSet
 from slicetune.engine.training.config import TrainConfig
-
-GIGA = 10**9
-LLAMA8, LLAMA70 = known("Llama-3.1-8B"), known("Llama-3.3-70B")
-
-
-def config(kind: str = "none", length: int = 512, **fields) -> RunConfig:
-    """The 8B's recipe: 5 sentences an update."""
-    usual = {
-        "data": DataConfig(dir="no-such-corpus", max_length=length),
-        "model": ModelConfig(quantize=kind, partition="off"),
-        "train": TrainConfig(global_batch_size=5),
-    }
-    return RunConfig(**usual | fields)
 
 
 def taken(run: RunConfig, gigabytes: float, world: int = 1) -> tuple:
