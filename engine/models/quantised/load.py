@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...common import distributed
+from ...common import distributed, private
 from ...common.errors import UserError
 from ...common.shards import Shard
 from ..large import weights
@@ -45,7 +45,10 @@ def load(folder: Path, dtype: torch.dtype, attention: str, how: str, device: tor
         if not bool(torch.isfinite(value.sum(dtype=torch.float32))):
             raise UserError(f"{shard.path}: {key} holds NaN or infinity: the checkpoint is damaged, download it again")
         layer.stored = Stored(shard.path, key, dtype)
-        return quantised(layer, value.to(device, dtype))
+        kept = quantised(layer, value.to(device, dtype))
+        if device.type == "cpu":
+            private.collect()  # the heap keeps what quantising took and gave back, several times the model
+        return kept
 
     weights.fill(model, folder, take, device)
     for name, layer in chosen.items():
