@@ -138,14 +138,17 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = plain_state(model)
     if _first_rank():
         with _plain_config(model):
-            type(model).save_pretrained(model, folder, state_dict=tensors)
+            model.save_pretrained(folder, state_dict=tensors)
         _finish(Path(folder))
 
 
 @contextmanager
 def _plain_config(model: nn.Module) -> Iterator[None]:
-    """The model without what transformers has noted of its quantisation, which save_pretrained would write."""
+    """The model without what transformers has noted of its quantisation, which save_pretrained would write, and with
+    its class's own save_pretrained in the place of ours.
+    """
     noted = [(vars(model.config), "quantization_config"), (vars(model), "hf_quantizer")]
+    noted += [(vars(model), "save_pretrained")] if is_quantised(model) else []
     taken = [(place, name, place.pop(name)) for place, name in noted if name in place]
     try:
         yield
