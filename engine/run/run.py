@@ -72,7 +72,7 @@ def check(config: RunConfig, shape: ModelShape) -> None:
     method = config.method
     config.check_groups()
     if config.model.recompute_ffn and not method.trains_slices:
-        remedy = "use --model.activation-checkpointing"
+        remedy = "use --model.activation-checkpointing on"
         raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")
     if config.model.quantize in ("nf4", "int8") and not importlib.util.find_spec("bitsandbytes"):
         raise UserError(f"--model.quantize {config.model.quantize}: pip install 'slicetune[quantize]' (bitsandbytes)")

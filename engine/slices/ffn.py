@@ -92,9 +92,18 @@ def _train_on_quantised(model: nn.Module) -> None:
         model.save_pretrained = functools.partial(_save_plain, model)
 
 
-def _save_plain(model: nn.Module, save_directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
-    """In the place of a model's save_pretrained: whatever else it is told, what is saved is whole and plain."""
-    save(model, save_directory)
+def _save_plain(
+    model: nn.Module,
+    save_directory: str | os.PathLike[str],
+    state_dict: Any = None,
+    is_main_process: bool = True,
+    **more: Any,
+) -> None:
+    """In the place of a model's save_pretrained, whose other options it takes: what is saved is whole and plain.
+
+    A trainer's state dict has the numbers of the quantisation: it is not looked at.
+    """
+    _save(model, save_directory, **more)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -126,6 +135,11 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     sharded every rank calls this, and the first one writes. The tokenizer is yours to save. Raises UserError for a
     model without `save_pretrained`, for PEFT's, FSDP1's and LANDeRMT's, and if `folder` is a file.
     """
+    _save(model, folder)
+
+
+def _save(model: nn.Module, folder: str | os.PathLike[str], **options: Any) -> None:
+    """`options` are save_pretrained's."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise UserError("FSDP1 cuts weights into flat parts: use FSDP2 (fully_shard; Accelerate's fsdp_version: 2)")
     model = unwrapped(model)
@@ -138,7 +152,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = plain_state(model)
     if _first_rank():
         with _plain_config(model):
-            model.save_pretrained(folder, state_dict=tensors)
+            model.save_pretrained(folder, state_dict=tensors, **options)
         _finish(Path(folder))
 
 
