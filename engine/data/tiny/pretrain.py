@@ -188,8 +188,12 @@ def pretrain(lessons: list[str], texts: list[str], tokenizer: PreTrainedTokenize
     rng = random.Random(0)
     short, long = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (lessons, texts))
     plan = buckets(short, 2 * size.batch, rng) + buckets(long, size.batch, rng)
+    return fit(new_model(size, tokenizer).train(), tokenizer, plan)
+
+
+def fit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: list[list[list[int]]]) -> LlamaForCausalLM:
+    """Train on batches of token rows, an update each, from `<|assistant|>` on; progress goes to stderr."""
     answer = tokenizer.convert_tokens_to_ids("<|assistant|>")
-    model = new_model(size, tokenizer).train()
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "embed" in name]
     optimizers = [Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
