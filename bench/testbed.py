@@ -20,7 +20,7 @@ import torch
 from slicetune.engine.data.tiny import pretrain
 
 TAUGHT = ("tatoeba", "captions", "chat", "bible", "news")
-SHAPE = pretrain.Size(320, 960, 6, 5, phrases=0, general=0, plain=0, own=0, batch=64, vocabulary=8192)
+SHAPE = pretrain.Size(320, 960, 6, 5, phrases=0, general=0, plain=0, own=0, batch=96, vocabulary=8192)
 """10.6 million parameters."""
 LONGEST = 110
 """Tokens of a text that is taught, prompt and target: longer ones cost much and teach little."""

@@ -1,0 +1,175 @@
+"""What a study has found, as a page: one section a model, with tables, contrasts in words, and what was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from study_bootstrap import DRAWS, spread
+from study_plan import Plan
+
+Found = Mapping[str, Any]
+LEVEL = 0.05
+
+
+def page(plan: Plan, models: Mapping[str, Found], plots: Mapping[str, Sequence[Path]]) -> str:
+    """The measurements by model as Markdown."""
+    lines = [
+        f"# {plan.title}",
+        "",
+        plan.about,
+        "",
+        f"The plan is [bench/studies/{plan.name}.toml](../studies/{plan.name}.toml).",
+        "",
+    ]
+    lines += [
+        "BLEU is sacreBLEU's, a mean over the domains of a column. A difference has a 95 % interval of a paired "
+        f"bootstrap over test sentences and seeds ({DRAWS:,} draws). \\* marks p < {LEVEL:g} after Holm's adjustment "
+        "over the rows of the table. The interval of few seeds is rather too narrow. The dev loss is in nats a token.",
+    ]
+    for name, found in models.items():
+        lines += ["", *_section(name, found, plots.get(name, ()))]
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str, found: Found, plots: Sequence[Path]) -> list[str]:
+    about = found["provenance"]
+    device = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['cores']} cores"
+    some = f"**{found['done']} of {found['planned']} runs are done.** " if found["done"] < found["planned"] else ""
+    parts = "; ".join(f"*{part}*: {', '.join(domains)}" for part, domains in found["parts"].items())
+    sizes = next(iter(next(iter(found["rows"].values()))["seeds"].values()))["n"].values()
+    return [
+        f"## {name}",
+        "",
+        f"{some}`{found['command']}`",
+        "",
+        f"{device}, torch {about['versions']['torch']}, transformers {about['versions']['transformers']}, commit "
+        f"{about['commit']}, {about['date']}. Columns: {parts}. {_span(sizes)} test sentences a domain.",
+        "",
+        *_table(found),
+        *_rates(found),
+        *_contrasts(found),
+        *(f"![{plot.stem}]({plot.name})" for plot in plots),
+    ]
+
+
+def _span(values: Any) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def part_bleu(row: Found, domains: Sequence[str]) -> list[float]:
+    """The mean over the domains, a number a seed."""
+    return [mean([of["bleu"][domain] for domain in domains]) for of in row["seeds"].values()]
+
+
+def _table(found: Found) -> list[str]:
+    """A line a row: what it trains, what it reaches, what it costs."""
+    parts = found["parts"]
+    base = {each["row"]: each["bleu"] for each in found["against_base"]}
+    lines = _head(["seeds", "trained", "rate", "dev loss", *parts, "peak memory", "tokens/s"])
+    for label, row in found["rows"].items():
+        runs, differences = list(row["seeds"].values()), base.get(label, {})
+        cells = [str(len(runs)), f"{mean([run['trainable_parameters'] for run in runs]):,.0f}", *_training(runs)]
+        cells += [_cell(part_bleu(row, domains), differences.get(part)) for part, domains in parts.items()]
+        lines.append(_line(label, [*cells, *_cost(runs)]))
+    return [*lines, "", "In brackets: the difference to the base.", ""]
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return f"| {label if '`' in label else f'`{label}`'} | {' | '.join(cells)} |"
+
+
+def _training(runs: Sequence[Found]) -> list[str]:
+    if "dev_loss" not in runs[0]:
+        return ["", ""]
+    return [f"{runs[0]['learning_rate']:g}", _plus_minus([run["dev_loss"] for run in runs], 4)]
+
+
+def _cost(runs: Sequence[Found]) -> list[str]:
+    if "tokens_per_second" not in runs[0]:
+        return ["", ""]
+    memory, speed = max(run["peak_memory_bytes"] for run in runs), mean([run["tokens_per_second"] for run in runs])
+    return [f"{memory / 1e9:.2f} GB", f"{speed:,.0f}"]
+
+
+def _plus_minus(values: Sequence[float], digits: int) -> str:
+    text = f"{mean(values):.{digits}f}"
+    return text + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _cell(values: Sequence[float], difference: Found | None) -> str:
+    text = _plus_minus(values, 2)
+    return text if difference is None else f"{text} ({difference['mean']:+.2f}{_star(difference)})"
+
+
+def _star(difference: Found) -> str:
+    return "\\*" if difference["holm"] < LEVEL else ""
+
+
+def _rates(found: Found) -> list[str]:
+    if not found["rates"]:
+        return []
+    rows = [f"- `{label}`: {_tried(sweep)}{_edge(sweep)}" for label, sweep in found["rates"].items()]
+    return ["The sweep of the first seed, dev loss by learning rate; rows take the rate of the lowest:", "", *rows, ""]
+
+
+def _tried(sweep: Mapping[str, float]) -> str:
+    return ", ".join(f"{float(rate):g} → {loss:.4f}" for rate, loss in sweep.items())
+
+
+def _edge(sweep: Mapping[str, float]) -> str:
+    """A lowest at the end of what was tried says that the best rate may lie beyond."""
+    rates = sorted(sweep, key=float)
+    best = min(sweep, key=sweep.__getitem__)
+    return " (the best is the last that was tried)" if len(rates) > 1 and best in (rates[0], rates[-1]) else ""
+
+
+def _contrasts(found: Found) -> list[str]:
+    if not found["contrasts"]:
+        return []
+    parts = list(found["parts"])
+    lines = _head(["seeds", "dev loss", *parts])
+    for each in found["contrasts"]:
+        cells = [str(len(each["seeds"])), _loss(each.get("dev_loss"))]
+        cells += [_interval(each["bleu"][part]) for part in parts]
+        lines.append(_line(f"`{each['row']}` − `{each['against']}`", cells))
+    return ["### Differences", "", *lines, "", *said(found), ""]
+
+
+def _interval(d: Found) -> str:
+    return f"{d['mean']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]{_star(d)}"
+
+
+def _loss(difference: Found | None) -> str:
+    if difference is None:
+        return ""
+    interval = f" [{difference['low']:+.4f}, {difference['high']:+.4f}]" if difference["count"] > 1 else ""
+    return f"{difference['difference']:+.4f}{interval}"
+
+
+def said(found: Found) -> list[str]:
+    """Of each contrast one sentence."""
+    return [_sentence(f"`{each['row']}`", f"`{each['against']}`", each["bleu"]) for each in found["contrasts"]]
+
+
+def _sentence(one: str, other: str, bleu: Found) -> str:
+    above, below = (
+        [part for part, d in bleu.items() if d["holm"] < LEVEL and (d["mean"] > 0) == up] for up in (True, False)
+    )
+    if not above and not below:
+        return f"- {one} and {other}: no difference is shown."
+    where = [f"{word} on {', '.join(of)}" for word, of in (("above", above), ("below", below)) if of]
+    rest = [part for part in bleu if part not in above + below]
+    return f"- {one} against {other}: {', '.join(where)}" + (
+        f"; nothing is shown on {', '.join(rest)}." if rest else "."
+    )
