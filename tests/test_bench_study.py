@@ -1,0 +1,225 @@
+"""bench/study.py: plans are sound, the bootstrap is sacreBLEU's arithmetic, and a study goes on where it stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU
+
+from slicetune.engine.common.errors import UserError
+from slicetune.engine.run.cli import parse
+from slicetune.engine.run.compare import load_recipe
+
+BENCH = Path(__file__).parents[1] / "bench"
+PLANS = sorted(file.stem for file in (BENCH / "studies").glob("*.toml"))
+LINES = ["the rash fades in a day", "open the file and click on save", "the court dismissed the action", "he said so"]
+OTHERS = ["the rash goes in a day", "open a file and press save", "the court dismissed the action", "so he spoke"]
+
+PLAN = """
+title = "A trial"
+about = "Whether it runs."
+seeds = [0, 1]
+contrasts = [["full", "base"]]
+[parts]
+seen = ["it"]
+[flags]
+"train.epochs" = 1
+[rates.rows]
+full = { recipe = "full_tiny", "train.sweep" = [1e-3, 3e-3] }
+[jobs.main.rows]
+base = { recipe = "base_tiny" }
+full = { recipe = "full_tiny", rate = "full", "train.epochs" = 3 }
+[jobs.second]
+after = "main"
+[jobs.second.rows]
+full_second = { recipe = "full_tiny", rate = "full" }
+"""
+
+
+@pytest.fixture(autouse=True)
+def bench(monkeypatch) -> None:
+    """The benchmarks' modules can be imported."""
+    monkeypatch.syspath_prepend(BENCH)
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "trial.toml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_row_of_a_plan_is_a_recipe_with_flags_that_it_has(name):
+    from study_plan import read, words
+
+    plan = read(name)
+    assert plan.contrasts
+    assert plan.parts
+    for row in [*plan.rows, *(plan.rates.rows if plan.rates else ())]:
+        config = parse(load_recipe(Path(row.recipe)), words(row.flags))
+        assert {d for of in plan.parts.values() for d in of if "/" not in d} <= set(config.data.domains)
+
+
+def test_the_rows_flags_count_more_than_the_jobs_and_the_studys(written):
+    from study_plan import read
+
+    plan = read(str(written))
+    assert [row.flags["train.epochs"] for row in plan.rows] == [1, 3, 1]
+
+
+def test_flags_become_words():
+    from study_plan import words
+
+    flags = {"data.seen": ["it", "law"], "train.report-to": [], "evaluate.base": False, "method.task-ratio": "None"}
+    wanted = "--data.seen it law --train.report-to --evaluate.no-base --method.task-ratio None"
+    assert words(flags) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"base"]]', '"bass"]]', "contrasts name bass, which is no row"),
+        ('rate = "full", ', 'rate = "fall", ', "rate names fall, which [rates.rows] has not"),
+        ('after = "main"', 'after = "first"', "job second comes after first, which is no job before it"),
+        ("full_second", "lora_second", "lora of job second: job main has no such row"),
+        ("full_second", "full", "two rows are called full"),
+        ("[parts]", "[pieces]", "not a study: 'parts'"),
+        ("seeds = [0, 1]", "seeds = [0, 1", "not a study: Unclosed array"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_refused(written, old, new, said):
+    from study_plan import read
+
+    written.write_text(PLAN.replace(old, new))
+    with pytest.raises(UserError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        read(str(written))
+
+
+def test_an_unknown_study_names_those_there_are():
+    from study_plan import read
+
+    with pytest.raises(UserError, match="capacity"):
+        read("capazity")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_bleu_of_summed_counts_is_sacrebleus(language):
+    from study_bootstrap import bleu, sentence_counts
+
+    counts = sentence_counts(OTHERS, LINES, language)
+    for drawn in ([0, 1, 2, 3], [3, 3], [1], [0, 0, 3], [2, 2, 2]):
+        metric = BLEU(tokenize="zh" if language == "zh" else "13a")
+        wanted = metric.corpus_score([OTHERS[i] for i in drawn], [[LINES[i] for i in drawn]]).score
+        assert bleu(counts[drawn].sum(0)) == pytest.approx(wanted, abs=1e-9)
+    nothing = sentence_counts(["", "x"], ["the file", "he said so"], language)
+    assert bleu(nothing.sum(0)) == BLEU().corpus_score(["", "x"], [["the file", "he said so"]]).score == 0
+
+
+def test_a_difference_is_drawn_over_sentences_and_seeds():
+    """Against a loop that draws the same sentences and seeds, and scores their lines with sacreBLEU."""
+    from study_bootstrap import Bootstrap, sentence_counts
+
+    systems = [[OTHERS, LINES[::-1]], [LINES, OTHERS]]  # two systems of two seeds
+    boot = Bootstrap({"law": 4}, seeds=2, draws=40)
+    a, b = (boot.scores([{"law": sentence_counts(lines, LINES, "en")} for lines in of]) for of in systems)
+    got = boot.mean(a, ["law"]) - boot.mean(b, ["law"])
+    for draw in range(41):
+        drawn = np.repeat(np.arange(4), boot.weights["law"][draw])
+        score = lambda lines: BLEU().corpus_score([lines[i] for i in drawn], [[LINES[i] for i in drawn]]).score  # noqa: B023, E731
+        one, other = (np.mean([score(of[seed]) for seed in boot.seeds[draw]]) for of in systems)
+        assert got[draw] == pytest.approx(one - other, abs=1e-9)
+    found = boot.difference(a, b, ["law"])
+    assert found.mean == got[0]
+    assert found.low <= found.mean <= found.high
+
+
+def test_what_does_not_differ_has_p_1_and_what_always_does_a_small_one():
+    from study_bootstrap import Bootstrap, sentence_counts
+
+    boot = Bootstrap({"law": 4}, seeds=3, draws=100)
+    good, bad = (boot.scores([{"law": sentence_counts(lines, LINES, "en")}] * 3) for lines in (LINES, OTHERS[::-1]))
+    assert boot.difference(good, good, ["law"]).p == 1
+    assert boot.difference(good, bad, ["law"]).p == pytest.approx(2 / 101)
+    base = boot.scores([{"law": sentence_counts(OTHERS, LINES, "en")}])  # a base has one seed, which stands for all
+    assert boot.difference(good, base, ["law"]).mean > 0
+
+
+def finished(folder: Path, method: str, lines: list[str], loss: float | None) -> None:
+    """What a run leaves, as far as a study reads it."""
+    sides = folder / "translations"
+    for name, of in ((method, lines), ("reference", LINES)):
+        (sides / name).mkdir(parents=True)
+        (sides / name / "it.en").write_text("".join(f"{line}\n" for line in of))
+    scores = {"it": {"bleu": BLEU().corpus_score(lines, [LINES]).score, "chrf": 1.0, "n": len(LINES)}}
+    about = {"method": method, "seen": ["it"], "unseen": [], "systems": {method: {"domains": scores}}}
+    about |= {"trainable_parameters": 7, "seconds": {"all": 1.0}}
+    if loss is not None:
+        about |= {
+            "sweep": {"0.001": loss},
+            "learning_rate": 0.001,
+            "peak_memory_bytes": 10**9,
+            "tokens_per_second": 5.0,
+        }
+    (folder / "config.json").write_text(json.dumps({"data": {"pair": "de-en"}}))
+    (folder / "results.json").write_text(json.dumps(about))
+
+
+def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
+    from study import Study, publish
+    from study_plan import read
+
+    plan = read(str(written))
+    study = Study(plan, tmp_path / "out", [], ["--data.prompt", "Into {tgt}."], 1)
+    publish(study, "toy", tmp_path)
+    assert not (tmp_path / "study-trial.md").exists()  # nothing is finished
+    finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
+    finished(study.folder("main", "base", 0), "base", OTHERS, None)
+    for seed in (0, 1):
+        finished(study.folder("main", "full", seed), "full", LINES, 0.5 + seed)
+    publish(study, "toy", tmp_path)
+    page = (tmp_path / "study-trial.md").read_text()
+    assert "**3 of 5 runs are done.** `python bench/study.py trial MODEL DATA --data.prompt 'Into {tgt}.'`" in page
+    assert "| `full` | 2 | 7 | 0.001 | 1.0000 ± 0.7071 | 100.00 ± 0.00 (+" in page
+    assert "- `full`: 0.001 → 0.5000" in page
+    assert "`full` against `base`: above on seen" in page
+    shutil.rmtree(study.folder("main", "full", 1))
+    publish(Study(plan, tmp_path / "out", [], [], 1), "other", tmp_path)
+    both = json.loads((tmp_path / "study-trial.json").read_text())
+    assert [both[model]["done"] for model in ("toy", "other")] == [3, 2]
+    assert all(f"## {model}" in (tmp_path / "study-trial.md").read_text() for model in both)
+
+
+def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, written, monkeypatch):
+    """Which comparisons a study starts: the sweep first, then seed by seed; the rate is what the sweep found."""
+    import study as program
+    from study_plan import read
+
+    started = []
+
+    class Done:
+        returncode = 0
+
+    def start(command):
+        at = command.index("compare")
+        started.append(" ".join(command[at + 1 :]))
+        return Done()
+
+    monkeypatch.setattr(program.subprocess, "run", start)
+    study = program.Study(read(str(written)), tmp_path, ["--model.path", "tiny"], ["--train.max-steps", "2"], 1)
+    finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
+    study.run()
+    of = lambda job, *rows: " ".join(f"{tmp_path}/recipes/{job}/{row}.py" for row in rows)  # noqa: E731
+    second = lambda seed: f"{of('second', 'full_second')} --out {tmp_path}/second --seeds {seed} --model.path "  # noqa: E731
+    assert started == [
+        f"{of('rates', 'full')} --out {tmp_path}/rates --seeds 0",
+        f"{of('main', 'base', 'full')} --out {tmp_path}/main --seeds 0",
+        f"{second(0)}{tmp_path}/main/full/seed-0/model",
+        f"{of('main', 'base', 'full')} --out {tmp_path}/main --seeds 0 1",
+        f"{second(1)}{tmp_path}/main/full/seed-1/model",
+    ]
+    config = load_recipe(tmp_path / "recipes/main/full.py")
+    assert (config.train.learning_rate, config.train.epochs, config.train.max_steps) == (0.001, 3, 2)
+    assert config.model.path == "tiny"
