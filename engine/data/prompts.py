@@ -44,6 +44,8 @@ TEMPLATES = (
     "What is the {tgt} version of the following {src} sentence?",
 )
 """System texts of --data.prompt templates: LANDeRMT assigns ten instructions at random, and does not print them."""
+PLAIN = (TEMPLATES[0], "short")
+"""Values of --data.prompt with which a run compares its own: plain words, which a model is likely to know."""
 
 
 @dataclass(frozen=True)

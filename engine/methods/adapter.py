@@ -6,6 +6,7 @@ BLOOM-7b1, which is a width of 1640. How it is saved: export/attached.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.errors import UserError
-from ..models.shapes import ModelShape
+from ..models.shapes import ModelShape, from_config
 from ..models.sites import FFNSite, attention_output_of, find_ffns
 from ..slices.frozen.products import dtype_of
-from .counts import Trainable, bottlenecks, frozen_values
-from .lora import Lora
+from .counts import Trainable, attention_inputs, bottlenecks, frozen_values, linears, needs_output
+from .lora import Lora, elsewhere, there
 from .method import Method
 
 DEVIATION = 1e-3
@@ -44,6 +45,8 @@ class Adapter(Method):
             raise UserError(f"--method.width {self.width}: must be at least 1")
 
     def bounds(self, shape: ModelShape) -> Trainable:
+        """Raises UserError for a model whose attention has no output projection behind which an adapter could stand."""
+        needs_output(shape, self.title)
         parameters = bottlenecks(shape, self.width)
         return Trainable.known(parameters, added=parameters)
 
@@ -67,7 +70,8 @@ class AdapterLora(Adapter):
     alpha: float = 128.0
     """B·A counts alpha/rank times."""
     target_modules: tuple[str, ...] = ("query_key_value",)
-    """Names of the attention's input projections that get LoRA (`q_proj k_proj v_proj` in a Llama)."""
+    """Names of the attention's input projections that get LoRA (`q_proj k_proj v_proj` in a Llama). Where the model has
+    none of these, all do that it has."""
 
     kind: ClassVar[str] = "adapter_lora"
     title: ClassVar[str] = "Adapter-LoRA"
@@ -77,18 +81,32 @@ class AdapterLora(Adapter):
         if not self.target_modules or not set(self.target_modules) <= set(ATTENTION_INPUTS):
             named = " ".join(self.target_modules) or "()"
             raise UserError(f"--method.target-modules {named}: name some of {' '.join(ATTENTION_INPUTS)}")
-        self._lora()
+        self._lora(self.target_modules)
 
-    def _lora(self) -> Lora:
-        return Lora(self.rank, self.alpha, self.target_modules)
+    def _lora(self, layers: Sequence[str]) -> Lora:
+        return Lora(self.rank, self.alpha, tuple(layers))
+
+    def layers(self, shape: ModelShape) -> list[str]:
+        """Names of the layers of a block that get LoRA. Raises UserError where some of those named alone are there."""
+        inputs = attention_inputs(shape)
+        if not inputs:
+            raise UserError(f"{shape.name}: no linear layer reads the attention's input: {self.title} needs one")
+        return there(self.target_modules, list(linears(shape)), shape.name) or inputs
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        taken = self.layers(shape)
+        if set(taken) <= set(self.target_modules):
+            return []
+        what = "all that read the attention's input are taken"
+        return [elsewhere(self.target_modules, shape.name, taken, what)]
 
     def bounds(self, shape: ModelShape) -> Trainable:
-        parameters = super().bounds(shape).minimum + self._lora().bounds(shape).minimum
+        parameters = super().bounds(shape).minimum + self._lora(self.layers(shape)).bounds(shape).minimum
         return Trainable.known(parameters, added=parameters)
 
     def prepare(self, model: nn.Module, chosen: None = None, *, seed: int = 0, **_: Any) -> None:
         """LoRA first: it freezes all that is not its own."""
-        self._lora().prepare(model, seed=seed)
+        self._lora(self.layers(from_config(model.config))).prepare(model, seed=seed)
         insert(model, self.width)
 
     def saved_values(self, shape: ModelShape) -> int:

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
+from ..common.errors import UserError
 from ..models.shapes import ModelShape
-from ..models.sites import attention_output
+from ..models.sites import attention_output, no_output
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,18 @@ def reads_hidden(shape: ModelShape, name: str) -> bool:
     """Whether a layer of the block reads the normed residual stream: it is no output projection."""
     others = shape.ffn[-1], attention_output([x.name for x in shape.linears], shape.ffn)
     return not any(named(other, name) for other in others if other)
+
+
+def needs_output(shape: ModelShape, title: str) -> None:
+    """Raises UserError for a block in which the attention's output projection cannot be told from other layers."""
+    if not attention_output([x.name for x in shape.linears], shape.ffn):
+        raise UserError(no_output(shape.name, [x.name for x in shape.linears], shape.ffn, title))
+
+
+def attention_inputs(shape: ModelShape) -> list[str]:
+    """Names of the block's layers outside of the FFN that read the residual stream: q, k and v, or one of all three."""
+    outside = [name for name in linears(shape) if not any(named(full, name) for full in shape.ffn)]
+    return [name for name in outside if reads_hidden(shape, name)]
 
 
 def named(full: str, name: str) -> bool:

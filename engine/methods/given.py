@@ -37,6 +37,10 @@ class Given(Method):
         neurons, _ = self.select(None, shape, 0)
         return Trainable.known(neurons.parameters(shape.mlp_bias), neurons=neurons.count)
 
+    def trains_biases(self, shape: ModelShape) -> bool:
+        neurons, _ = self.select(None, shape, 0)
+        return shape.mlp_bias and any(axis == "row" for _, _, axis in neurons.slices)
+
     def select(self, stats: Statistics | None, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         """Raises UserError for no file, one that is not readable, and one of another model."""
         if not self.files:

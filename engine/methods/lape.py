@@ -34,6 +34,7 @@ class Lape(Method):
     kind: ClassVar[str] = "lape"
     title: ClassVar[str] = "LAPE"
     follows: ClassVar[bool] = True
+    reads_all_tokens: ClassVar[bool] = True
     scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -50,12 +51,30 @@ class Lape(Method):
         units = self.units(shape)
         return Trainable.known(units * unit_weights(shape), neurons=units)
 
+    def check(self, shape: ModelShape, groups: int, like: Trainable | None = None) -> None:
+        """Units that can be active often: each of these (unit, group) pairs may be of another unit, at most."""
+        super().check(shape, groups, like)
+        every = shape.layers * shape.intermediate
+        wanted = self.units(shape) if like is None or self.match else self._as_many(like.minimum, shape)
+        pairs = every * groups
+        most = min(every, pairs - max(1, round(pairs * self.percentile)))
+        if not 0 < wanted <= most:
+            raise UserError(self._not_so_many(wanted, f"at most {most:,}"))
+
     def units(self, shape: ModelShape) -> int:
         """How many are chosen."""
         if not self.match:
             return share_of(self.neuron_ratio, shape.layers * shape.intermediate)
-        wanted = NeuronSet.load(self.match).parameters(shape.mlp_bias)
-        return (2 * wanted + unit_weights(shape)) // (2 * unit_weights(shape))
+        return self._as_many(NeuronSet.load(self.match).parameters(shape.mlp_bias), shape)
+
+    @staticmethod
+    def _as_many(parameters: int, shape: ModelShape) -> int:
+        """Units whose weights come nearest to so many."""
+        return (2 * parameters + unit_weights(shape)) // (2 * unit_weights(shape))
+
+    def _not_so_many(self, wanted: int, active: str) -> str:
+        remedy = f"lower --method.percentile {self.percentile} or the number of units" if wanted else "raise the ratio"
+        return f"lape wants {wanted:,} units, {active} are active often: {remedy}"
 
     def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         """Raises UserError where only target tokens were counted, or too few units are active often enough."""
@@ -67,7 +86,7 @@ class Lape(Method):
         bar, wanted = threshold(p, self.percentile), self.units(shape)
         often = (p > bar).any(0)
         if not 0 < wanted <= int(often.sum()):
-            raise UserError(f"lape wants {wanted:,} units, {int(often.sum()):,} are active often: lower the ratio")
+            raise UserError(self._not_so_many(wanted, f"{int(often.sum()):,}"))
         value = entropy(p).masked_fill(~often, torch.inf)
         units = value.argsort(stable=True)[:wanted]
         owners = {name: int((p[g, units] > bar).sum()) for g, name in enumerate(stats.groups)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..models.shapes import ModelShape
 from ..slices.patches import Patch, whole_patches
-from .counts import Trainable, frozen_values
+from .counts import Trainable, frozen_values, needs_output
 from .expansion import Expansion
 from .method import Method
 
@@ -41,6 +41,8 @@ class LlamaPro(Method):
         return Expansion(tuple(layers * (i + 1) // self.blocks - 1 for i in range(self.blocks)))
 
     def bounds(self, shape: ModelShape) -> Trainable:
+        """Raises UserError for a model of fewer layers, or whose copies could not be silenced."""
+        needs_output(shape, self.title)
         parameters = len(self.expansion(shape.layers).after) * shape.block_parameters
         return Trainable.known(parameters, added=parameters)
 

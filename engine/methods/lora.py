@@ -8,7 +8,7 @@ for every method's parameters, and those are what is merged. The paper's counts 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +35,8 @@ class Lora(Method):
     alpha: float = 16.0
     """B·A counts alpha/rank times."""
     target_modules: tuple[str, ...] = ()
-    """Names of the layers that get an adapter, as in `query_key_value`; none named are all that the method has."""
+    """Names of the layers that get an adapter, as in `query_key_value`. Where none is named, or the model has none of
+    these, all do that the method has."""
 
     kind: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
@@ -62,11 +63,19 @@ class Lora(Method):
         return values + self.magnitude * 2 * sum(outputs[name] for name in trained)
 
     def layers(self, shape: ModelShape) -> list[str]:
-        """Names of the layers of a block that get an adapter. Raises UserError for one that the model has not."""
-        known = linears(shape, self.attention)
-        if unknown := [name for name in self.target_modules if name not in known]:
-            raise UserError(f"--method.target-modules {unknown[0]}: {shape.name} has {', '.join(known)}")
-        return [name for name in known if name in (self.target_modules or known)]
+        """Names of the layers of a block that get an adapter: those named, all where the model has none of these.
+
+        Raises UserError where it has some of them alone.
+        """
+        known = list(linears(shape, self.attention))
+        return there(self.target_modules, known, shape.name) or known
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        taken = self.layers(shape)
+        if not self.target_modules or set(taken) <= set(self.target_modules):
+            return []
+        where = "blocks" if self.attention else "FFNs"
+        return [elsewhere(self.target_modules, shape.name, taken, f"all linear layers of the {where} are taken")]
 
     def prepare(self, model: nn.Module, chosen: None = None, *, seed: int = 0, **_: Any) -> None:
         """A is drawn from the run's seed on every rank, B is zero: the model starts as the base."""
@@ -113,6 +122,25 @@ class Lora(Method):
             return total if magnitude is None else total * (magnitude / total.norm(dim=1))[:, None]
 
         return merged
+
+
+def there(wanted: Sequence[str], known: Sequence[str], model: str) -> list[str]:
+    """Those of the layers `known` that are named in `wanted`, in the model's order; none where it has not one of them.
+
+    Raises UserError where it has some of them alone: the others are misspelt, or of another model.
+    """
+    found = [name for name in known if name in wanted]
+    if found and (missing := [name for name in wanted if name not in known]):
+        raise UserError(
+            f"--method.target-modules: {model} has {', '.join(found)}, but not {', '.join(missing)}: name some of "
+            f"{', '.join(known)}"
+        )
+    return found
+
+
+def elsewhere(wanted: Sequence[str], model: str, taken: Sequence[str], what: str) -> str:
+    """The line of a model without any of the `wanted` layers."""
+    return f"--method.target-modules {' '.join(wanted)}: {model} has none of these; {what}: {', '.join(taken)}"
 
 
 @dataclass

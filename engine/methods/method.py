@@ -52,6 +52,8 @@ class Method:
     """Whether it reads the frozen weights themselves, not their products alone; fp8's are no numbers of PEFT's."""
     follows: ClassVar[bool] = False
     """Whether a comparison runs it after the others, to give it as many parameters as CANEFT's set has."""
+    reads_all_tokens: ClassVar[bool] = False
+    """Whether its scoring pass must count all tokens of a sentence (--score.tokens)."""
 
     @property
     def is_base(self) -> bool:
@@ -111,6 +113,21 @@ class Method:
     def bounds(self, shape: ModelShape) -> Trainable:
         """Trainable and added parameters, by arithmetic alone."""
         raise NotImplementedError
+
+    def check(self, shape: ModelShape, groups: int, like: Trainable | None = None) -> None:
+        """Raises UserError for settings that this model, or so many groups, cannot have: before anything is scored.
+
+        `like` is what a comparison will give a method that follows, to have as many parameters.
+        """
+        self.bounds(shape)  # counts what it trains, and so meets layers and sizes that the model has not
+
+    def notes(self, shape: ModelShape) -> list[str]:
+        """What its settings turn into on this model, where that is not what they say; a line each."""
+        return []
+
+    def trains_biases(self, shape: ModelShape) -> bool:
+        """Whether entries of a bias are trained with the rows that a method chooses: no LoRA adapter can hold them."""
+        return self.selects and shape.mlp_bias
 
     def select(self, stats: Statistics | None, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         """The neurons and what the user should be told; `stats` is None where the method scores nothing."""

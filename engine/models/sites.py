@@ -164,9 +164,14 @@ def attention_output_of(model: nn.Module, site: FFNSite) -> str:
     ffn = [name.removeprefix(f"{site.block}.") for name in site.layers()]
     if found := attention_output(inside, ffn):
         return found
-    names = ", ".join(name for name in inside if name not in ffn) or "no linear layer"
-    raise UserError(
-        f"{site.block}: no output projection of the attention among its layers ({names}): this method needs one of "
+    raise UserError(no_output(site.block, inside, ffn, "this method"))
+
+
+def no_output(where: str, linears: Iterable[str], ffn: Iterable[str], who: str) -> str:
+    """What is said where `attention_output` finds none."""
+    names = ", ".join(name for name in linears if name not in ffn) or "no linear layer"
+    return (
+        f"{where}: no output projection of the attention among its layers ({names}): {who} needs one of "
         f"{', '.join(ATTENTION_OUTPUTS)}"
     )
 

@@ -28,6 +28,7 @@ from ..scoring.progress import Progress
 from ..scoring.score import scored
 from ..scoring.statistics import Statistics
 from .job import Job
+from .prompted import warned
 from .stages import Stages
 
 
@@ -41,7 +42,9 @@ def score_neurons(job: Job, examples: Sequence[Example], identity: dict[str, Any
     """Score `examples` on the base model and write statistics.safetensors. `identity` is what they belong to."""
     config, groups = job.scoring.score, job.config.data.groups
     distributed.print0(show(job.tokenizer, examples[0], f"{template_of(job.tokenizer)}: "))
-    share, clear = scored(job.model, examples, groups, job.shape, config, job.out, identity, job.pad_id)
+    share, clear = scored(
+        lambda: warned(job, job.model()), examples, groups, job.shape, config, job.out, identity, job.pad_id
+    )
     share.save(job.out / job.config.method.statistics_file, identity)
     clear()
 
@@ -65,7 +68,7 @@ def detect_units(job: Job, examples: Sequence[Example], identity: dict[str, Any]
     done = progress.resume(found)
     with Bar("detect", len(asked) + len(sentences), "sentence") as bar:
         detect(
-            job.model(),
+            warned(job, job.model()),
             asked,
             sentences,
             found,

@@ -55,6 +55,7 @@ def dry_run(config: RunConfig) -> None:
     if rank() != 0:
         return
     shape = resolve(config.model.path, config.shape)
+    config.method.check(shape, len(config.data.groups))
     memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
     memory = round(config.gpu_memory * 1e9) or memory
     ranks = config.gpus or int(os.environ.get("WORLD_SIZE", DRY_RUN_GPUS))

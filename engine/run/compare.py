@@ -4,9 +4,9 @@
     torchrun --nproc_per_node 8 -m slicetune.engine compare recipes/{base,caneft}_llama31.py --seeds 0 1 --data.dir DATA
 
 Every recipe is run as it would be alone, a folder a recipe and seed under --out; flags that are not this command's own
-go to all of them. A scoring pass is shared by the runs that would repeat it, LAPE gets as many parameters as CANEFT's
-set has, and a learning rate that the first seed's sweep has chosen is kept for the others. Given again, the command
-goes on where it stopped. It leaves results.json, comparison.md and report.html.
+go to all of them. A scoring pass is shared by the runs that would repeat it, LAPE gets as many parameters as the set of
+the CANEFT above it has, and a learning rate that the first seed's sweep has chosen is kept for the others. Given again,
+the command goes on where it stopped. It leaves results.json, comparison.md and report.html.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..models import load
 from ..models.shapes import from_config
 from .cli import dry_run, parse
 from .config import RunConfig
+from .prompted import of_results
 from .run import check, run_one
 from .stages import Lock
 
@@ -95,7 +96,9 @@ def check_all(entries: Sequence[Entry]) -> None:
     def check_each() -> None:
         for entry in entries:
             try:
-                check(entry.config, from_config(load.config_json(load.snapshot(entry.config.model.path))))
+                shape = from_config(load.config_json(load.snapshot(entry.config.model.path)))
+                leader = leader_of(entry, entries)
+                check(entry.config, shape, leader.config.method.bounds(shape) if leader else None)
             except UserError as error:
                 raise UserError(f"{entry.label}: {error}") from None
 
@@ -125,33 +128,50 @@ def compare(own: CompareConfig, entries: Sequence[Entry]) -> list[Row]:
     with Lock(own.out):
         rows: dict[str, Row] = {}
         shared: dict[str, Path] = {}
-        matched: dict[int, str] = {}
         for entry in sorted(entries, key=lambda e: e.config.method.follows):
-            row = rows[entry.label] = Row(entry.label, title(entry, entries), [], [])
+            row, leader = Row(entry.label, title(entry, entries), [], []), leader_of(entry, entries)
+            rows[entry.label] = row
             for seed in own.seeds[:1] if entry.config.method.is_base else own.seeds:
-                folder = own.out / entry.label / f"seed-{seed}"
-                config = settings(entry.config, folder, seed, row, shared, matched)
+                folder = folder_of(own.out, entry, seed)
+                match = str(folder_of(own.out, leader, seed) / leader.config.method.chosen_file) if leader else ""
+                config = settings(entry.config, folder, seed, row, shared, match)
                 distributed.print0(f"\n== {entry.label}, seed {seed}")
                 row.runs.append(run_one(config))
                 row.folders.append(folder)
-                if config.method.leads:
-                    matched[seed] = str(folder / "neurons.safetensors")
         found = [rows[entry.label] for entry in entries]
         distributed.first(lambda: write(own.out, entries[0].config, found))
         return found
 
 
-def settings(
-    config: RunConfig, out: Path, seed: int, row: Row, shared: dict[str, Path], matched: dict[int, str]
-) -> RunConfig:
-    """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made."""
+def folder_of(out: Path, entry: Entry, seed: int) -> Path:
+    """Where a recipe is run with a seed."""
+    return out / entry.label / f"seed-{seed}"
+
+
+def leader_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
+    """Whose set a method that follows is to match: the nearest leader above it in the table, else the first below.
+
+    None where it follows nobody.
+    """
+    if not entry.config.method.follows:
+        return None
+    place = [each.label for each in entries].index(entry.label)
+    above, below = ([e for e in part if e.config.method.leads] for part in (entries[:place], entries[place:]))
+    return above[-1] if above else below[0] if below else None
+
+
+def settings(config: RunConfig, out: Path, seed: int, row: Row, shared: dict[str, Path], match: str = "") -> RunConfig:
+    """One run's: its folder and seed, the rate that the first seed's sweep took, what earlier runs have made.
+
+    `match` is the set that a method which follows is to match.
+    """
     config = replace(config, out=str(out), seed=seed)
     if not config.method.is_base:
         config = replace(config, evaluate=replace(config.evaluate, base=False))
     if row.runs and config.train.sweep:
         config = replace(config, train=replace(config.train, learning_rate=row.runs[0]["learning_rate"], sweep=()))
-    if seed in matched:
-        config = replace(config, method=config.method.with_as_many(matched[seed]))
+    if match:
+        config = replace(config, method=config.method.with_as_many(match))
     if config.method.scores and not config.score.reuse:
         data = of_stage(config.data, "score"), config.data.dir, config.data.dev_sentences, config.data.max_dropped
         scored = (
@@ -190,7 +210,7 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
     significance = comparison.p_values(rows, config.data.target, config.evaluate.smooth)
     tables = comparison.tables(rows, significance)
     seeds = max(len(row.runs) for row in rows)
-    about = what(config, seeds)
+    about = "\n\n".join([what(config, seeds), *new_prompt(rows)])
     write_text(out / "results.json", comparison.as_json(rows, significance))
     write_text(out / "comparison.md", f"{about}\n\n{comparison_report.markdown(tables)}")
     write_text(out / "comparison.txt", f"{about}\n\n{comparison_report.terminal(tables)}\n")
@@ -199,9 +219,16 @@ def write(out: Path, config: RunConfig, rows: Sequence[Row]) -> None:
 
 def what(config: RunConfig, seeds: int) -> str:
     """What is compared, as the table's first line."""
-    about = f"{config.model.path}, {config.data.pair}, --data.budget {config.data.budget}, {seeds} seed(s)"
+    pairs = " ".join(config.data.pairs) or config.data.pair
+    about = f"{config.model.path}, {pairs}, --data.budget {config.data.budget}, {seeds} seed(s)"
     on = "in full precision" if config.measured_on == "full" else "on it"
     return about + f"; trained on the base in {config.model.quantize}, measured {on}" * config.quantised
+
+
+def new_prompt(rows: Sequence[Row]) -> list[str]:
+    """The warning of a run, once, where the base does not know the prompt: the table is to be read with it."""
+    known = [found for row in rows for run in row.runs if (found := of_results(run))]
+    return [line for found in known if (line := found.warning())][:1]
 
 
 def print_result(out: Path) -> None:

@@ -74,6 +74,10 @@ class RunConfig:
             )
         if self.model.compile == "blocks" and not self.method.compiles:
             raise UserError(f"--model.compile blocks: PEFT's {self.method.title} cannot be traced: leave it at off")
+        if self.score.tokens != "all" and self.method.reads_all_tokens:
+            raise UserError(
+                f"--score.tokens {self.score.tokens}: {self.method.title} reads all tokens of a sentence: write all"
+            )
         if self.export.adapter != "none" and not self.method.adapts:
             raise UserError(f"--export.adapter: what {self.method.kind} trains is no LoRA; leave it at none")
         if self.quantised:

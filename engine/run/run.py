@@ -24,12 +24,14 @@ from ..common.settings import kept, of_stage
 from ..data.tokenizer import tokens
 from ..evaluation import results
 from ..evaluation.report.run import table
+from ..methods.counts import Trainable
 from ..models import load
 from ..models.shapes import ModelShape
 from . import choose, measure, status, train
 from .config import RunConfig
 from .forecast.useless import useless
 from .job import Job
+from .prompted import known, warned
 from .stages import Lock, Stages, named
 
 
@@ -67,8 +69,11 @@ def _useless_remedies(job: Job) -> Iterator[None]:
         raise
 
 
-def check(config: RunConfig, shape: ModelShape) -> None:
-    """Raises UserError for settings that do not suit each other or the model: before anything is scored or trained."""
+def check(config: RunConfig, shape: ModelShape, like: Trainable | None = None) -> None:
+    """Raises UserError for settings that do not suit each other or the model: before anything is scored or trained.
+
+    `like` is what the set has at least that a comparison will give a method that follows (Method.check).
+    """
     method = config.method
     config.check_groups()
     if config.model.recompute_ffn and not method.trains_slices:
@@ -76,7 +81,10 @@ def check(config: RunConfig, shape: ModelShape) -> None:
         raise UserError(f"--model.recompute-ffn: {method.title} trains no slices; {remedy}")
     if config.model.quantize in ("nf4", "int8") and not importlib.util.find_spec("bitsandbytes"):
         raise UserError(f"--model.quantize {config.model.quantize}: pip install 'slicetune[quantize]' (bitsandbytes)")
-    method.bounds(shape)  # counts what it trains, and so meets layers and sizes that the model has not
+    method.check(shape, len(config.data.groups), like)
+    if config.export.adapter != "none" and method.trains_biases(shape):
+        what = f"{shape.name} has biases in its FFNs, which are trained with the rows of a weight"
+        raise UserError(f"--export.adapter {config.export.adapter}: {what}; a LoRA adapter has none: leave it at none")
     train.check(config)
 
 
@@ -115,6 +123,8 @@ class Run:
         """From scores to the chosen neurons, as far as the method needs them."""
         c, job, method = self.config, self.job, self.config.method
         distributed.first(lambda: check(c, job.shape))
+        for note in method.notes(job.shape):
+            distributed.print0(note)
         if distributed.rank() == 0:
             write_json(self.out / "config.json", kept(c))
         other = "pair" if c.data.pairs else "pairs"
@@ -184,7 +194,8 @@ class Run:
         distributed.first(lambda: measure.bring_translations(folder, on))
         which = " in full precision" if c.quantised and on == "full" else ""  # stages of their own: both are kept
         if "base" in job.systems:
-            work = lambda: measure.translate(job, "base", job.decoder, job.base, self.stages.settings)  # noqa: E731
+            base = lambda: warned(job, job.decoder())  # noqa: E731
+            work = lambda: measure.translate(job, "base", base, job.base, self.stages.settings)  # noqa: E731
             self.stages.do(f"translate base{which}", {"decode": decoding}, folder / "base", work)
         if not method.is_base:
             own = {} if method.trains else job.method_settings()  # a trained method's are there already
@@ -206,6 +217,8 @@ class Run:
         about: dict[str, Any] = {"slicetune": __version__, "method": c.method.kind, "model": c.model.path}
         about |= {"train_sentences": c.train_sentences} if c.method.trains else {}
         about |= {"quantize": c.model.quantize, "measured_on": c.measured_on} if c.quantised else {}
+        if asked := known(job):
+            about |= {"prompt": asdict(asked)}
         about |= {"lost_targets": {name: asdict(lost) for name, lost in job.lost.items()}} if job.lost else {}
         about |= {"seconds": self.stages.seconds(), "peak_memory": self.stages.peaks(), "ranks": distributed.world()}
         return measure.write_results(self.out, found, comet_said, about)

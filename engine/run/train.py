@@ -27,6 +27,7 @@ from ..training.metrics import peak_memory
 from ..training.train import Setup, train
 from .config import RunConfig
 from .job import Job
+from .prompted import warned
 
 
 def check(config: RunConfig) -> None:
@@ -50,7 +51,7 @@ def train_and_choose(job: Job, sentences: Sequence[Example], dev: Sequence[Examp
     beside = Setup(job.pad_id, job.stage, c.seed, c.resume, compiled, stage.score.batch_tokens)
     trained, counts = {}, {}
     for rate in c.train.sweep or (c.train.learning_rate,):
-        model = job.model(stage=stage)
+        model = warned(job, job.model(stage=stage))
         groups, recompute = c.data.directions_of_groups, c.model.recompute_ffn
         method.prepare(model, chosen, seed=c.seed, groups=groups, recompute=recompute)
         counts = _count(method, job.shape, model)

@@ -15,6 +15,10 @@ from slicetune.engine.methods.landermt import routing
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.large.partition import gathering
 from slicetune.engine.models.load import load_model
+from slicetune.engine.run import prompted
+from slicetune.engine.run.config import RunConfig
+from slicetune.engine.run.job import Job
+from slicetune.engine.run.prompted import Known, known, warned
 
 
 def shared(folder: str, held: str, **loading: Any) -> nn.Module:
@@ -67,6 +71,25 @@ def train_routed_shared(
     routes = toys.routes(units, **how.get("routes", {}))
     routing.attach(model, routes, routes.pairs, **{k: v for k, v in how.items() if k != "routes"})
     return _trained(model, config, out, toys.examples(config.data.train_sentences, groups=3))[0]
+
+
+def prompt_losses(config: RunConfig, held: str) -> Known:
+    """What a run measures of its prompt with a base that is held so."""
+    job = Job(config)
+    warned(job, shared(str(job.base), held, dtype="float32", attention="eager"))
+    return distributed.share_object(distributed.first(lambda: known(job)))
+
+
+def train_looked_at(folder: str, out: str, held: str, look: bool) -> dict[str, Tensor]:
+    """Train slices of a model whose losses were measured before, or not; the last checkpoint."""
+    config, model = (
+        toys.config(out, zero_stage=3 if held == "partitioned" else 1),
+        shared(folder, held, dtype="float32"),
+    )
+    if look:
+        prompted._losses(model, toys.examples(6), 2, 0)
+    config.method.prepare(model, toys.neurons())
+    return _trained(model, config, out, toys.examples(config.data.train_sentences))[0]
 
 
 def _trained(model: nn.Module, config: Any, out: str, examples: list) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -13,7 +13,7 @@ from unittest import mock
 import saved
 import torch
 import toys
-from large_jobs import refused, shared_logits, train_routed_shared, train_shared  # noqa: F401
+from large_jobs import prompt_losses, refused, shared_logits, train_looked_at, train_routed_shared, train_shared  # noqa: F401
 from scoring_jobs import run_together, save_on_a_full_disk, scored_until, share_toys  # noqa: F401 — jobs too
 from shard_jobs import resume_shards  # noqa: F401 — a job too
 from torch._dynamo.utils import counters

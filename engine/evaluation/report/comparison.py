@@ -43,8 +43,13 @@ def markdown(tables: Sequence[Table]) -> str:
         rows = [[table.title, *map(_name, table.head)], ["---", *["---:"] * len(table.head)]]
         rows += [[title, *map(_emphasised, cells)] for title, cells in table.rows]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    note = NOTE.replace("¹ and ² mark", "Bold and italics mark").replace("*", "\\*")
+    note = note_with("Bold and italics").replace("*", "\\*")
     return "\n\n".join([*parts, note]) + "\n"
+
+
+def note_with(marks: str) -> str:
+    """NOTE of a page that marks best and second best otherwise."""
+    return NOTE.replace("¹ and ²", marks, 1)
 
 
 def _emphasised(cell: Cell) -> str:
@@ -53,10 +58,13 @@ def _emphasised(cell: Cell) -> str:
 
 
 def html(title: str, subtitle: str, tables: Sequence[Table], rows: Sequence[Row]) -> str:
-    """One file that needs nothing beside it."""
-    body = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(subtitle)}</p>']
+    """One file that needs nothing beside it; empty lines part the paragraphs of `subtitle`."""
+    body = [f"<h1>{escape(title)}</h1>", *(f'<p class="soft">{escape(part)}</p>' for part in subtitle.split("\n\n"))]
     body += [page.section(table.title, _html_table(table)) for table in tables]
-    body += [f'<p class="soft">{escape(NOTE)}</p>', page.section("BLEU of every seed", seeds_chart(rows))]
+    body += [
+        f'<p class="soft">{escape(note_with("Bold and underlined"))}</p>',
+        page.section("BLEU of every seed", seeds_chart(rows)),
+    ]
     return page.page(title, body)
 
 

@@ -66,7 +66,8 @@ def select(
     """
     options = {"task_ratio": task_ratio, "task_merge": task_merge, "consensus": consensus}
     options |= {"bins": bins, "binning": binning, "neuron_ratio": neuron_ratio}
-    _check(stats, consensus, neuron_ratio)
+    _check(stats, consensus)
+    check_ratios(stats.neurons, len(stats.groups), neuron_ratio, task_ratio, task_merge)
     each = importance(stats)
     mean = each.mean(0)
     _check_importance(mean)
@@ -117,7 +118,7 @@ def task_relevant(each: Tensor, task_ratio: float | None, task_merge: Merge) -> 
     """MDMTN: bool [N], the top `task_ratio` of importance [groups, N]; all where the filter is off."""
     if task_ratio is None:
         return torch.ones(each.shape[1], dtype=torch.bool)
-    keep = max(1, share_of(task_ratio, each.shape[1]))
+    keep = _kept(task_ratio, each.shape[1])
     rows = each.mean(0, keepdim=True) if task_merge == "mean" else each
     top = torch.zeros(rows.shape, dtype=torch.bool)
     top.scatter_(1, rows.argsort(dim=1, descending=True, stable=True)[:, :keep], True)
@@ -128,14 +129,35 @@ def _top(value: Tensor, candidates: Tensor, neuron_ratio: float, task_filter: st
     """Flat numbers of the chosen candidates, best first; `task_filter` is how an error names its settings."""
     wanted, found = share_of(neuron_ratio, len(value)), candidates.nonzero().flatten()
     if len(found) < wanted:
-        raise UserError(
-            f"the task filter leaves {len(found):,} neurons of the {wanted:,} wanted: raise --method.task-ratio "
-            f"{task_filter} or lower --method.neuron-ratio"
-        )
+        raise UserError(_too_few(f"{len(found):,}", wanted, task_filter))
     return found[value[found].argsort(descending=True, stable=True)[:wanted]]
 
 
-def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) -> None:
+def check_ratios(neurons: int, groups: int, neuron_ratio: float, task_ratio: float | None, task_merge: Merge) -> None:
+    """Raises UserError where so many of `neurons` cannot be chosen, whatever their scores are."""
+    wanted = share_of(neuron_ratio, neurons)
+    if not 0 < wanted < neurons:
+        which, remedy = ("no neuron", "raise") if not wanted else ("all neurons", "lower")
+        raise UserError(f"--method.neuron-ratio {neuron_ratio} of {neurons:,} is {which}: {remedy} it")
+    if task_ratio is not None:
+        most = _kept(task_ratio, neurons) * (groups if task_merge == "union" else 1)
+        if most < wanted:
+            raise UserError(_too_few(f"at most {most:,}", wanted, f"{task_ratio} (--method.task-merge {task_merge})"))
+
+
+def _kept(task_ratio: float, neurons: int) -> int:
+    """How many neurons are in the top share of importance."""
+    return max(1, share_of(task_ratio, neurons))
+
+
+def _too_few(left: str, wanted: int, task_filter: str) -> str:
+    return (
+        f"the task filter leaves {left} neurons of the {wanted:,} wanted: raise --method.task-ratio {task_filter} or "
+        "lower --method.neuron-ratio"
+    )
+
+
+def _check(stats: Statistics, consensus: Consensus | None) -> None:
     """Refuses what cannot be chosen from, in one line."""
     empty = [name for name, samples in zip(stats.groups, stats.samples.tolist(), strict=True) if not samples]
     if empty:
@@ -146,10 +168,6 @@ def _check(stats: Statistics, consensus: Consensus | None, neuron_ratio: float) 
             f"only one group was scored, {stats.groups[0]!r}, and mutual information compares groups: name two domains "
             "or more in --data.seen, or two files or more in `slicetune score` (--method.consensus None needs one)"
         )
-    wanted = share_of(neuron_ratio, stats.neurons)
-    if not 0 < wanted < stats.neurons:
-        which, remedy = ("no neuron", "raise") if not wanted else ("all neurons", "lower")
-        raise UserError(f"--method.neuron-ratio {neuron_ratio} of {stats.neurons:,} is {which}: {remedy} it")
     for layer in range(stats.layers):
         for projection, total in stats.total.items():
             if not torch.isfinite(total[:, layer]).all():

@@ -15,7 +15,7 @@ from ...scoring.statistics import Statistics
 from ...slices.neurons import NeuronSet
 from ..counts import Trainable, trainable
 from ..method import Method
-from .selection import select
+from .selection import check_ratios, select
 
 
 @dataclass
@@ -49,6 +49,10 @@ class Caneft(Method):
 
     def bounds(self, shape: ModelShape) -> Trainable:
         return trainable(shape, self.neuron_ratio)
+
+    def check(self, shape: ModelShape, groups: int, like: Trainable | None = None) -> None:
+        super().check(shape, groups, like)
+        check_ratios(shape.neurons, groups, self.neuron_ratio, self.task_ratio, self.task_merge)
 
     def select(self, stats: Statistics, shape: ModelShape, seed: int) -> tuple[NeuronSet, list[str]]:
         selection = select(stats, **asdict(self))

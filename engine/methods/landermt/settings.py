@@ -75,6 +75,7 @@ class Landermt(Method):
     scores: ClassVar[bool] = True
     selects: ClassVar[bool] = False
     routes: ClassVar[bool] = True
+    reads_all_tokens: ClassVar[bool] = True
     trains_units: ClassVar[Literal["all", "general", "specific"]] = "all"
     """Of the units that take part; the ablations LS and LG train one kind."""
     routed: ClassVar[bool] = True
@@ -141,6 +142,13 @@ class Landermt(Method):
         if self.layers == "shared" or self.k == shape.layers:
             return Trainable.known(self.k * layer, neurons=self.k * units)
         return Trainable(self.k * units, self.k * layer, self.k * layer, shape.layers * layer)
+
+    def check(self, shape: ModelShape, groups: int, like: Trainable | None = None) -> None:
+        super().check(shape, groups, like)
+        if not self.bounds(shape).maximum:
+            settings = f"--method.epsilon {self.epsilon} --method.awareness-floor {self.awareness_floor}"
+            left = f"leave no unit of {shape.intermediate:,} a layer that {self.title} trains"
+            raise UserError(f"{settings} (--method.general-split {self.general_split}) {left}: change one of them")
 
     def check_depth(self, layers: int) -> None:
         """Raises UserError where the model has fewer than k layers."""

@@ -100,7 +100,11 @@ def dry_run_text(config: RunConfig, shape: ModelShape, world: int, gpu_memory: i
         else "no GPU here to ask: --gpu-memory says what fits"
     )
     sections = (
-        [f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files", why],
+        [
+            f"Dry run of {shape.name} on {world} GPU(s), one rank each ({gpu}): no weights, no network, no files",
+            why,
+            *method.notes(shape),
+        ],
         _settings(given, _resolved(config, shape, plan) | _settled(settled)),
         _neurons(config, shape, neurons) if method.selects else _parameters(config, shape, neurons),
         memory_report.scoring(scoring, shape, world, gpu_memory) if scoring else [],

@@ -22,7 +22,7 @@ from slicetune.engine.evaluation import comparison
 from slicetune.engine.evaluation.comparison import Row, columns, mean_deviation, ranks
 from slicetune.engine.evaluation.report import comparison as comparison_report
 from slicetune.engine.methods.base import Full
-from slicetune.engine.methods.caneft.settings import Caneft
+from slicetune.engine.methods.caneft.settings import Caneft, Rcn
 from slicetune.engine.methods.lape import Lape
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.run import compare
@@ -64,7 +64,14 @@ def test_tables():
     text = comparison_report.terminal([bleu, chrf, cost])
     assert "25.00 ± 7.07¹*" in text
     assert "**25.00 ± 7.07**\\*" in comparison_report.markdown([bleu])
-    assert "<b>25.00 ± 7.07*</b>" in comparison_report.html("A", "b", [bleu], rows)
+    page = comparison_report.html("A", "b\n\nc", [bleu], rows)
+    assert "<b>25.00 ± 7.07*</b>" in page
+    assert "<u>10.00</u>" in page
+    assert "Bold and underlined mark the best and the second best" in page
+    assert '<p class="soft">b</p>' in page
+    assert "¹" not in page
+    assert "¹ and ² mark the best and the second best" in text
+    assert "Bold and italics mark the best and the second best" in comparison_report.markdown([bleu])
     read = json.loads(comparison.as_json(rows, {}))
     assert read["rows"]["caneft"]["mean_deviation"]["bleu"]["seen"] == [25.0, pytest.approx(50**0.5)]
     assert read["rows"]["base"]["mean_deviation"]["bleu"]["seen"] == [10.0, None]
@@ -154,14 +161,59 @@ def test_the_first_line_says_on_which_base():
     assert compare.what(plain, 1).endswith("1 seed(s)")
     assert compare.what(quantised, 1).endswith("; trained on the base in nf4, measured on it")
     assert compare.what(full, 1).endswith("; trained on the base in nf4, measured in full precision")
+    several = replace(plain, data=replace(plain.data, pairs=("de-en", "en-fr")))
+    assert ", de-en en-fr, --data.budget" in compare.what(several, 2)
+    assert ", de-en, --data.budget" in compare.what(plain, 2)
+
+
+def test_the_page_warns_once_of_a_prompt_that_the_base_does_not_know():
+    rows = [row("base", (10, 5)), row("caneft", (20, 5), (30, 7))]
+    assert compare.new_prompt(rows) == []
+    for run in (run for each in rows for run in each.runs):
+        run["prompt"] = {"given": "short", "loss": 3.4, "plain": "Into {tgt}", "plain_loss": 3.0, "sentences": 32}
+    (line,) = compare.new_prompt(rows)
+    assert '"short" its loss on 32 dev sentences is 3.40 nats' in line
+
+
+def test_a_follower_matches_the_nearest_leader_above_it():
+    methods = {"a": Lape(), "b": Caneft(), "c": Lape(), "d": Rcn(), "e": Caneft(consensus=None), "f": Lape()}
+    methods |= {"g": Caneft(neuron_ratio=0.1), "h": Full(), "i": Lape()}
+    entries = [compare.Entry(name, None, RunConfig(method=method)) for name, method in methods.items()]
+    leaders = {entry.label: compare.leader_of(entry, entries) for entry in entries}
+    found = {name: leader.label for name, leader in leaders.items() if leader}
+    assert found == {"a": "b", "c": "b", "f": "b", "i": "g"}
+    assert compare.leader_of(entries[0], entries[:1]) is None
+
+
+def test_each_follower_is_given_its_leaders_set(tmp_path, monkeypatch):
+    """CANEFT at two ratios, and LAPE below each: leaders run first, and the table keeps the recipes' order."""
+    methods = {"lape_0": Lape(), "caneft_1": Caneft(), "lape_1": Lape(), "caneft_5": Caneft(neuron_ratio=0.05)}
+    methods |= {"lape_5": Lape(), "lape_own": Lape(match="own.safetensors")}
+    entries = [compare.Entry(name, None, RunConfig(method=method)) for name, method in methods.items()]
+    started: dict[tuple[str, int], str] = {}
+
+    def run_one(config):
+        started[Path(config.out).parent.name, config.seed] = getattr(config.method, "match", "")
+        return {"method": config.method.kind}
+
+    monkeypatch.setattr(compare, "run_one", run_one)
+    monkeypatch.setattr(compare, "write", lambda *args: None)
+    own = compare.CompareConfig((), out=tmp_path, seeds=(0, 3))
+    assert [row.label for row in compare.compare(own, entries)] == list(methods)
+    assert [name for name, seed in started if not seed][:2] == ["caneft_1", "caneft_5"]
+    for seed in (0, 3):
+        sets = {name: str(tmp_path / name / f"seed-{seed}" / "neurons.safetensors") for name in methods}
+        wanted = {"lape_0": sets["caneft_1"], "lape_1": sets["caneft_1"], "lape_5": sets["caneft_5"]}
+        wanted |= {"lape_own": "own.safetensors", "caneft_1": "", "caneft_5": ""}
+        assert {name: match for (name, of), match in started.items() if of == seed} == wanted
 
 
 def test_settings_share_what_earlier_runs_made(tmp_path):
     first, row = RunConfig(method=Caneft()), Row("caneft", "CANEFT", [], [])
-    shared, matched = {}, {0: "set.safetensors"}
-    one = compare.settings(first, tmp_path / "a", 0, row, shared, matched)
-    two = compare.settings(RunConfig(method=Lape()), tmp_path / "b", 0, row, shared, matched)
-    other = compare.settings(RunConfig(method=Lape()), tmp_path / "c", 1, row, shared, matched)
+    shared = {}
+    one = compare.settings(first, tmp_path / "a", 0, row, shared)
+    two = compare.settings(RunConfig(method=Lape()), tmp_path / "b", 0, row, shared, "set.safetensors")
+    other = compare.settings(RunConfig(method=Lape()), tmp_path / "c", 1, row, shared)
     assert (one.score.reuse, two.score.reuse, other.score.reuse) == ("", str(tmp_path / "a"), "")
     assert (two.method.match, other.method.match) == ("set.safetensors", "")
     assert not one.evaluate.base

@@ -13,7 +13,7 @@ import toys
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.export import attached as bottleneck
 from slicetune.engine.methods.adapter import DEVIATION, Adapter, AdapterLora, Bottleneck
-from slicetune.engine.methods.lora import Lora
+from slicetune.engine.methods.lora import Lora, LoraMlp
 from slicetune.engine.models import load as models
 from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.shapes import from_config, known
@@ -174,9 +174,46 @@ def test_what_does_not_fit_is_refused(attached):
         (lambda: Adapter(width=0), "--method.width 0: must be at least 1"),
         (lambda: AdapterLora(target_modules=("dense",)), "--method.target-modules dense: name some of"),
         (lambda: AdapterLora(rank=0), "--method.rank 0"),
-        (lambda: Lora(target_modules=("q_proj",)).bounds(BLOOM_7B1), "q_proj: BLOOM-7b1 has query_key_value"),
+        (
+            lambda: Lora(target_modules=("query_key_value", "q_proj", "up")).bounds(BLOOM_7B1),
+            "target-modules: BLOOM-7b1 has query_key_value, but not q_proj, up: name some of query_key_value, dense, ",
+        ),
+        (
+            lambda: AdapterLora(target_modules=("query_key_value", "q_proj")).bounds(BLOOM_7B1),
+            "BLOOM-7b1 has query_key_value, but not q_proj: name some of ",
+        ),
     ],
 )
 def test_bad_settings_are_one_line(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("method", "elsewhere", "shape"),
+    [
+        (Lora(target_modules=("q_proj", "k_proj")), Lora(), BLOOM_7B1),
+        (Lora(target_modules=QKV), Lora(), BAICHUAN2_7B),
+        (LoraMlp(target_modules=("q_proj",)), LoraMlp(), BLOOM_7B1),
+        (AdapterLora(target_modules=("q_proj", "k_proj")), AdapterLora(target_modules=QKV), BLOOM_7B1),
+        (AdapterLora(target_modules=QKV), AdapterLora(target_modules=("q_proj", "k_proj", "v_proj")), BAICHUAN2_7B),
+    ],
+    ids=["lora on bloom", "lora on llama", "lora_mlp", "adapter_lora on bloom", "adapter_lora on llama"],
+)
+def test_layers_of_another_architecture_are_found_here(method, elsewhere, shape):
+    """Counts, saved activations and the layers are those of a recipe that is written for this model; and it is said."""
+    assert method.layers(shape) == elsewhere.layers(shape)
+    assert method.bounds(shape) == elsewhere.bounds(shape)
+    assert method.saved_values(shape) == elsewhere.saved_values(shape)
+    (line,) = method.notes(shape)
+    assert line.startswith(f"--method.target-modules {' '.join(method.target_modules)}: {shape.name} has none of these")
+    assert line.endswith(f"taken: {', '.join(method.layers(shape))}")
+    assert not elsewhere.notes(shape)
+
+
+def test_what_is_trained_is_what_was_counted():
+    for method in (Lora(rank=3, target_modules=("q_proj",)), AdapterLora(5, 3, target_modules=("q_proj", "v_proj"))):
+        model = toys.bloom()
+        method.prepare(model, seed=0)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert trained == method.bounds(from_config(model.config)).exact

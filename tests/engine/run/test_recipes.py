@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import toys
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.methods.caneft.settings import Caneft
+from slicetune.engine.methods.lape import Lape
+from slicetune.engine.methods.lora import Lora
+from slicetune.engine.models.config import ModelConfig
 from slicetune.engine.models.shapes import resolve
 from slicetune.engine.run import cli
 from slicetune.engine.run.config import RunConfig
@@ -351,3 +355,15 @@ def test_torchruns_other_ranks_are_silent(offline, monkeypatch, capsys):
         out = capsys.readouterr().out
         assert ("on 2 GPU(s)" in out) == (rank == 0)
         assert bool(out) == (rank == 0)
+
+
+def test_the_dry_run_says_which_layers_are_taken_instead(tmp_path, capsys):
+    toys.bloom().save_pretrained(tmp_path)
+    lora = Lora(rank=2, target_modules=("q_proj",))
+    config = RunConfig(model=ModelConfig(path=str(tmp_path)), method=lora, dry_run=True, gpus=1)
+    cli.dry_run(config)
+    out = capsys.readouterr().out
+    assert f"--method.target-modules q_proj: {tmp_path} has none of these; all linear layers of the blocks are" in out
+    assert f"trainable   {Lora(rank=2).bounds(resolve(str(tmp_path))).exact:>15,}  =" in out
+    with pytest.raises(UserError, match="wants 0 units"):
+        cli.dry_run(dataclasses.replace(config, method=Lape(neuron_ratio=1e-6)))

@@ -12,6 +12,7 @@ from torch import nn
 from slicetune.engine.common import checkpoint
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.common.files import contents
+from slicetune.engine.data.config import DataConfig
 from slicetune.engine.evaluation import results
 from slicetune.engine.export.live import chosen_masters
 from slicetune.engine.methods.base import Base, Full
@@ -62,7 +63,8 @@ def test_trackers_see_the_rate_of_each_training_of_a_sweep(tmp_path, monkeypatch
     seen = []
     monkeypatch.setattr(train, "train", lambda model, config, setup, *rest: seen.append(setup.settings["train"]))
     monkeypatch.setattr(train, "_choose", lambda *found, **of: None)
-    config = RunConfig(method=Full(), train=TrainConfig(learning_rate=1e-5, sweep=(1e-4, 1e-3)))
+    no_dev = DataConfig(dev_sentences=0)  # and so the model is not asked whether it knows the prompt
+    config = RunConfig(method=Full(), data=no_dev, train=TrainConfig(learning_rate=1e-5, sweep=(1e-4, 1e-3)))
     shape = SimpleNamespace(parameters=6)
     made = {"stage": 1, "model": lambda stage: nn.Linear(2, 2), "training_once_chosen": lambda: config}
     job = SimpleNamespace(config=config, out=tmp_path, pad_id=0, shape=shape, **made)
@@ -109,7 +111,7 @@ def entry(label: str, config: RunConfig) -> compare.Entry:
 
 
 def test_a_comparison_checks_all_recipes_before_the_first_starts(tmp_path, monkeypatch):
-    """LoRA's default layers are a Llama's: of a BLOOM the last recipe would end a job that has run for hours."""
+    """Layers of which a BLOOM has some alone: the last recipe would end a job that has run for hours."""
     started = []
     monkeypatch.setattr(compare, "run_one", lambda config: started.append(config))
     toys.model_of_bytes("bloom").save_pretrained(tmp_path / "bloom")
@@ -117,13 +119,19 @@ def test_a_comparison_checks_all_recipes_before_the_first_starts(tmp_path, monke
     given = compare.CompareConfig(recipes=(), out=tmp_path / "out")
     entries = [
         entry("base_x", RunConfig(model=model, method=Base())),
-        entry("lora_x", RunConfig(model=model, method=Lora(target_modules=("q_proj",)))),
+        entry("lora_x", RunConfig(model=model, method=Lora(target_modules=("dense", "q_proj")))),
     ]
     monkeypatch.setattr(compare, "plan", lambda own, rest: entries)
-    with pytest.raises(UserError, match=r"lora_x: --method\.target-modules q_proj"):
+    with pytest.raises(UserError, match=r"lora_x: --method\.target-modules: bloom has dense, but not q_proj: name"):
         compare.run(given, [])
     assert not started
     deep = RunConfig(model=model, method=LlamaPro(blocks=9))
     with pytest.raises(UserError, match=r"pro: --method\.blocks 9"):
         compare.check_all([entry("pro", deep)])
     compare.check_all(entries[:1])
+    llamas = entry("lora_y", RunConfig(model=model, method=Lora(target_modules=("q_proj", "k_proj"))))
+    compare.check_all([llamas])  # all linear layers are taken, and the run says so
+    follower = entry("lape_x", RunConfig(model=model, method=Lape(neuron_ratio=1e-6)))
+    with pytest.raises(UserError, match=r"lape_x: lape wants 0 units"):
+        compare.check_all([follower])
+    compare.check_all([follower, entry("caneft_x", RunConfig(model=model, method=Caneft(neuron_ratio=0.05)))])
