@@ -223,3 +223,23 @@ def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, writt
     config = load_recipe(tmp_path / "recipes/main/full.py")
     assert (config.train.learning_rate, config.train.epochs, config.train.max_steps) == (0.001, 3, 2)
     assert config.model.path == "tiny"
+
+
+def test_the_test_bed_reads_what_it_is_taught_and_nothing_else(tmp_path):
+    import gzip
+
+    import testbed
+
+    for domain in ("chat", "law"):
+        folder = tmp_path / "de-en" / domain
+        folder.mkdir(parents=True)
+        with gzip.open(folder / "train.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"translation": {"de": f"{domain} {i}", "en": f"{i}"}}) + "\n" for i in (1, 2))
+    texts = testbed.taught(tmp_path, ["chat"])
+    system = "<|bos|><|system|>Translate from German into English. Domain: chat."
+    assert texts[0] == f"{system}<|user|>German: chat 1<|assistant|>English: 1<|eot|>"
+    assert len(texts) == 2
+    rows = [[i] * (30 if i % 2 else 50) for i in range(40)]
+    plan = [row for batch in testbed.batches(rows, epochs=3) for row in batch]
+    assert sorted(plan) == sorted(rows * 3 + rows[1::2])  # the short ones once more, first
+    assert all(len(row) == 30 for row in plan[:20])
