@@ -6,7 +6,7 @@
 
 NAME is a plan of bench/studies/, or a file of your own (study_plan.py says what one has). MODEL and DATA are what
 --model.path and --data.dir take. Flags that are not listed by --help go to every run. Given again, the study goes on
-where it stopped; all runs of the first seed come before those of the second. It runs at the lowest priority.
+where it stopped. Of each job all runs of the first seed come before those of the second. It runs at the lowest priority.
 
 Next: study_numbers.py compares what was measured, study_page.py writes bench/results/study-NAME.md.
 """
@@ -75,8 +75,8 @@ class Study:
         """What is not done yet."""
         if self.plan.rates:
             self.compare(self.plan.rates, self.plan.seeds[:1])
-        for count in range(1, len(self.plan.seeds) + 1):
-            for job in self.plan.jobs:
+        for job in self.plan.jobs:
+            for count in range(1, len(self.plan.seeds) + 1):
                 self.run_job(job, self.plan.seeds[:count])
 
     def run_job(self, job: Job, seeds: Sequence[int]) -> None:

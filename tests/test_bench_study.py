@@ -216,8 +216,8 @@ def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, writt
     assert started == [
         f"{of('rates', 'full')} --out {tmp_path}/rates --seeds 0",
         f"{of('main', 'base', 'full')} --out {tmp_path}/main --seeds 0",
-        f"{second(0)}{tmp_path}/main/full/seed-0/model",
         f"{of('main', 'base', 'full')} --out {tmp_path}/main --seeds 0 1",
+        f"{second(0)}{tmp_path}/main/full/seed-0/model",
         f"{second(1)}{tmp_path}/main/full/seed-1/model",
     ]
     config = load_recipe(tmp_path / "recipes/main/full.py")
