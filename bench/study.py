@@ -5,8 +5,9 @@
     python bench/study.py capacity MODEL DATA --page-only        # of what is finished so far
 
 NAME is a plan of bench/studies/, or a file of your own (study_plan.py says what one has). MODEL and DATA are what
---model.path and --data.dir take. Flags that are not listed by --help go to every run. Given again, the study goes on
-where it stopped. Of each job all runs of the first seed come before those of the second. It runs at the lowest priority.
+--model.path and --data.dir take. Flags that are not listed by --help go to every run, after the plan's own. Given
+again, the study goes on where it stopped. Of each job all runs of the first seed come before those of the second. It
+runs at the lowest priority.
 
 Next: study_numbers.py compares what was measured, study_page.py writes bench/results/study-NAME.md.
 """
