@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def main() -> None:
         study = Study(plan, out, ["--model.path", given.model, "--data.dir", given.data], rest, given.ranks)
         if not given.page_only:
             os.nice(19)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             if not given.page_only:
                 study.run()
@@ -95,7 +97,7 @@ class Study:
         command = [sys.executable, *launch, "-m", "slicetune.engine", "compare", *recipes]
         command += ["--out", str(self.out / job.name), "--seeds", *map(str, seeds), *more]
         print(f"\n=== {self.plan.name}: {job.name}, seeds {' '.join(map(str, seeds))}", flush=True)
-        if code := subprocess.run(command).returncode:
+        if code := wait(subprocess.Popen(command)):
             sys.exit(code)
 
     def recipe(self, job: Job, row: Row) -> Path:
@@ -117,6 +119,16 @@ class Study:
     def folder(self, job: str, label: str, seed: int) -> Path:
         """Where a run lies, as compare lays it."""
         return self.out / job / label / f"seed-{seed}"
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code. Who stops the study stops the comparison too, which saves where it is."""
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def publish(study: Study, model: str, results: Path) -> None:

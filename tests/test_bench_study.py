@@ -200,14 +200,13 @@ def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, writt
     started = []
 
     class Done:
-        returncode = 0
+        def __init__(self, command):
+            started.append(" ".join(command[command.index("compare") + 1 :]))
 
-    def start(command):
-        at = command.index("compare")
-        started.append(" ".join(command[at + 1 :]))
-        return Done()
+        def wait(self):
+            return 0
 
-    monkeypatch.setattr(program.subprocess, "run", start)
+    monkeypatch.setattr(program.subprocess, "Popen", Done)
     study = program.Study(read(str(written)), tmp_path, ["--model.path", "tiny"], ["--train.max-steps", "2"], 1)
     finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
     study.run()
