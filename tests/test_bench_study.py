@@ -1,14 +1,17 @@
 """bench/study.py: plans are sound, the bootstrap is sacreBLEU's arithmetic, and a study goes on where it stopped."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import toys
 from sacrebleu.metrics import BLEU
 
 from slicetune.engine.common.errors import UserError
+from slicetune.engine.common.settings import kept
 from slicetune.engine.run.cli import parse
 from slicetune.engine.run.compare import load_recipe
 
@@ -26,6 +29,8 @@ contrasts = [["full", "base"]]
 seen = ["it"]
 [flags]
 "train.epochs" = 1
+"data.seen" = ["it"]
+"data.unseen" = []
 [rates.rows]
 full = { recipe = "full_tiny", "train.sweep" = [1e-3, 3e-3] }
 [jobs.main.rows]
@@ -86,15 +91,25 @@ def test_flags_become_words():
         ('after = "main"', 'after = "first"', "job second comes after first, which is no job before it"),
         ("full_second", "lora_second", "lora of job second: job main has no such row"),
         ("full_second", "full", "two rows are called full"),
-        ("[parts]", "[pieces]", "not a study: 'parts'"),
+        ("[parts]", "[pieces]", "not a study: parts is missing"),
+        ("contrasts", "contrast", "contrast is no part of a study: it has title about"),
         ("seeds = [0, 1]", "seeds = [0, 1", "not a study: Unclosed array"),
+        ("seeds = [0, 1]", "seeds = []", "seeds = []: must be whole numbers in []"),
+        ("seeds = [0, 1]", 'seeds = "01"', "seeds = '01': must be whole numbers"),
+        ('seen = ["it"]', 'seen = "it"', "parts.seen = 'it': must be domains in []"),
+        ('["full", "base"]', '"full", "base"', "contrasts = ['full', 'base']: must be pairs of two rows"),
+        ('recipe = "base_tiny"', "recipe = 3", "jobs.main.rows.base.recipe = 3: must be a name"),
+        ('rate = "full", ', 'rates = "full", ', "'rates': must be recipe, rate or a flag in quotes"),
+        ("base = {", '"a/base" = {', "'a/base': must be a name of letters"),
+        ('"train.epochs" = 1', "train = { epochs = 1 }", "flags.train = {'epochs': 1}: must be a value"),
+        ("[jobs.second", "[jobs.rates", "a study has a folder of its own that is called so"),
     ],
 )
 def test_a_plan_that_is_wrong_is_refused(written, old, new, said):
     from study_plan import read
 
     written.write_text(PLAN.replace(old, new))
-    with pytest.raises(UserError, match=said.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(UserError, match=re.escape(said)):
         read(str(written))
 
 
@@ -147,8 +162,8 @@ def test_what_does_not_differ_has_p_1_and_what_always_does_a_small_one():
     assert boot.difference(good, base, ["law"]).mean > 0
 
 
-def finished(folder: Path, method: str, lines: list[str], loss: float | None) -> None:
-    """What a run leaves, as far as a study reads it."""
+def finished(folder: Path, method: str, lines: list[str], loss: float | None, *flags: str) -> None:
+    """What a run leaves, as far as a study reads it; `flags` are those of the run."""
     sides = folder / "translations"
     for name, of in ((method, lines), ("reference", LINES)):
         (sides / name).mkdir(parents=True)
@@ -163,7 +178,8 @@ def finished(folder: Path, method: str, lines: list[str], loss: float | None) ->
             "peak_memory_bytes": 10**9,
             "tokens_per_second": 5.0,
         }
-    (folder / "config.json").write_text(json.dumps({"data": {"pair": "de-en"}}))
+    config = parse(load_recipe(Path(f"{method}_tiny")), ["--data.unseen", "--data.seen", "it", *flags])
+    (folder / "config.json").write_text(json.dumps(kept(config)))
     (folder / "results.json").write_text(json.dumps(about))
 
 
@@ -171,25 +187,122 @@ def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
     from study import Study, publish
     from study_plan import read
 
-    plan = read(str(written))
-    study = Study(plan, tmp_path / "out", [], ["--data.prompt", "Into {tgt}."], 1)
-    publish(study, "toy", tmp_path)
-    assert not (tmp_path / "study-trial.md").exists()  # nothing is finished
+    plan, prompt = read(str(written)), ["--data.prompt", "Into {tgt}."]
+    study = Study(plan, tmp_path / "out", [], prompt, 1)
+    assert not publish(study, "toy", tmp_path)  # nothing is finished
     finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
-    finished(study.folder("main", "base", 0), "base", OTHERS, None)
+    finished(study.folder("main", "base", 0), "base", OTHERS, None, *prompt)
+    full = ("--train.epochs", "3", "--train.learning-rate", "0.001")
     for seed in (0, 1):
-        finished(study.folder("main", "full", seed), "full", LINES, 0.5 + seed)
-    publish(study, "toy", tmp_path)
+        finished(study.folder("main", "full", seed), "full", LINES, 0.5 + seed, *full, *prompt)
+    assert publish(study, "toy", tmp_path)
     page = (tmp_path / "study-trial.md").read_text()
-    assert "**3 of 5 runs are done.** `python bench/study.py trial MODEL DATA --data.prompt 'Into {tgt}.'`" in page
+    command = "`python bench/study.py trial.toml MODEL DATA --data.prompt 'Into {tgt}.'`"
+    assert f"**3 of 5 runs are done.** {command}" in page
     assert "| `full` | 2 | 7 | 0.001 | 1.0000 ± 0.7071 | 100.00 ± 0.00 (+" in page
     assert "- `full`: 0.001 → 0.5000" in page
-    assert "`full` against `base`: above on seen" in page
+    assert "`full` is better than `base` on seen." in page
+    assert json.loads((tmp_path / "study-trial.json").read_text())["toy"]["contrasts"][0]["seeds"] == [0, 1]
     shutil.rmtree(study.folder("main", "full", 1))
-    publish(Study(plan, tmp_path / "out", [], [], 1), "other", tmp_path)
+    publish(study, "other", tmp_path)
     both = json.loads((tmp_path / "study-trial.json").read_text())
     assert [both[model]["done"] for model in ("toy", "other")] == [3, 2]
     assert all(f"## {model}" in (tmp_path / "study-trial.md").read_text() for model in both)
+
+
+def test_runs_of_other_settings_are_not_counted(tmp_path, written, capsys):
+    """Neither those of other flags, nor what starts from them, nor what was tried again and has not ended."""
+    from study import Study
+    from study_numbers import collect
+    from study_plan import read
+
+    rate = ("--train.learning-rate", "0.001")
+    study = Study(read(str(written)), tmp_path, [], [], 1)
+    finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
+    finished(study.folder("main", "base", 0), "base", LINES, None)
+    finished(study.folder("main", "full", 0), "full", LINES, 0.5, *rate, "--train.epochs", "2")
+    finished(study.folder("main", "full", 1), "full", LINES, 0.5, *rate, "--train.epochs", "3")
+    for seed in (0, 1):
+        finished(study.folder("second", "full_second", seed), "full", LINES, 0.5, *rate, "--train.epochs", "1")
+    assert {label: list(row["seeds"]) for label, row in collect(study)["rows"].items()} == {
+        "base": ["0"],
+        "full": ["1"],
+        "full_second": ["1"],
+    }
+    said = capsys.readouterr().err
+    assert "not counted, 1 run(s)" in said
+    assert f"{tmp_path}/main/full/seed-0 (train.epochs: 2 → 3)" in said
+    (study.folder("main", "full", 1) / "status.json").write_text('{"state": "failed"}')
+    assert list(collect(study)["rows"]) == ["base"]
+    other = Study(study.plan, tmp_path, [], ["--data.test-sentences", "7"], 1)
+    assert not collect(other)["rows"]
+
+
+def test_a_contrast_without_a_common_seed_is_left_out_and_a_dev_loss_that_is_no_number_too(tmp_path, written):
+    from study import Study, publish
+    from study_plan import read
+
+    second = '[jobs.second]\nafter = "main"\n[jobs.second.rows]\nfull_second'
+    plain = PLAN.replace(second, "lora").replace('["full", "base"]', '["full", "base"], ["lora", "full"]')
+    written.write_text(plain.replace("full_tiny", "lora_tiny"))
+    study = Study(read(str(written)), tmp_path / "out", [], [], 1)
+    finished(study.folder("rates", "full", 0), "lora", LINES, 0.5)
+    flags = ("--train.learning-rate", "0.001")
+    finished(study.folder("main", "base", 0), "base", LINES, None)
+    finished(study.folder("main", "full", 0), "lora", LINES, float("inf"), *flags, "--train.epochs", "3")
+    finished(study.folder("main", "lora", 1), "lora", LINES, float("inf"), *flags, "--train.epochs", "1")
+    publish(study, "toy", tmp_path)
+    found = json.loads((tmp_path / "study-trial.json").read_text())["toy"]
+    assert [(each["row"], each["against"]) for each in found["contrasts"]] == [("full", "base")]
+    assert "| `full` | 1 | 7 | 0.001 |  | 100.00 (" in (tmp_path / "study-trial.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("base_tiny", "bass_tiny", "study trial, job main, row base: bass_tiny: no such recipe"),
+        ('seen = ["it"]\n[', 'seen = ["it", "law"]\n[', "part seen: no run is tested on law: name some of it"),
+        ('rate = "full", ', '"data.test-sentences" = 3, ', "rows base and full are tested on different sentences"),
+        ("full_second", "base_second", "row base_second: Base of row base leaves no model to start from"),
+        ('"train.epochs" = 3', '"train.eppochs" = 3', "row full: the box above names the flag that is wrong"),
+        ('"train.epochs" = 3', '"train.epochs" = -3', "row full: --train.epochs -3"),
+        ('"train.epochs" = 1', '"data.dev-sentences" = 0', "job rates, row full: --train.sweep chooses by dev loss"),
+        ('"train.epochs" = 1', '"evaluate.smooth" = "none"', "--evaluate.smooth none: a study's intervals"),
+    ],
+)
+def test_what_a_row_would_stop_at_is_said_before_the_first_runs(tmp_path, written, old, new, said):
+    import study_settings
+    from study import Study
+    from study_plan import read
+
+    toys.model_of_bytes("llama").save_pretrained(tmp_path)
+    first = ["--model.path", str(tmp_path)]
+    study_settings.ready(Study(read(str(written)), tmp_path, first, [], 1))
+    assert old in PLAN
+    written.write_text(PLAN.replace(old, new, 1))
+    with pytest.raises(UserError, match=re.escape(said)):
+        study_settings.ready(Study(read(str(written)), tmp_path, first, [], 1))
+
+
+def test_numbers_of_another_model_of_that_name_are_kept(tmp_path):
+    from study import of_others, writable
+
+    file = tmp_path / "study-trial.json"
+    file.write_text('{"toy": {"fingerprint": "a"}, "old": {}}')
+    assert list(of_others(file, "toy", "a")) == list(of_others(file, "old", "b")) == ["toy", "old"]
+    with pytest.raises(UserError, match="has numbers of another model that is called toy"):
+        of_others(file, "toy", "b")
+    with pytest.raises(UserError, match=r"--results .*: cannot be written to"):
+        writable(file, "--results")
+
+
+def test_the_page_says_where_a_sweep_has_not_found_the_end():
+    from study_page import _edge, _tried
+
+    assert _edge({"0.001": 2.0, "0.01": 1.0, "0.1": 3.0}) == ""
+    assert _edge({"0.001": 2.0, "0.01": 1.0, "0.1": None}) == ""
+    assert "no lower rate was tried" in _edge({"0.001": 1.0, "0.01": 2.0})
+    assert _tried({"0.001": 1.0, "0.1": None}) == "0.001 → 1.0000, 0.1 → no number"
 
 
 def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, written, monkeypatch):

@@ -48,6 +48,9 @@ def row(method: str, *seeds: tuple[float, float], label: str = "") -> Row:
 def test_means_and_ranks():
     assert mean_deviation([2.0, 4.0, 9.0]) == (5.0, pytest.approx(np.std([2, 4, 9], ddof=1)))
     assert math.isnan(mean_deviation([3.0])[1])
+    infinite, none = mean_deviation([math.inf, math.inf])  # dev losses without dev sentences
+    assert infinite == math.inf
+    assert math.isnan(none)
     assert ranks([1.0, 3.0, math.nan, 3.0, 2.0]) == [0, 1, 0, 1, 2]
 
 
