@@ -355,3 +355,21 @@ def test_the_test_bed_reads_what_it_is_taught_and_nothing_else(tmp_path):
     plan = [row for batch in testbed.batches(rows, epochs=3) for row in batch]
     assert sorted(plan) == sorted(rows * 3 + rows[1::2])  # the short ones once more, first
     assert all(len(row) == 30 for row in plan[:20])
+
+
+def test_the_plan_of_the_readme_is_one(tmp_path):
+    from study_plan import read
+
+    text = (BENCH / "README.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    assert [row.label for row in read(str(tmp_path / "mine.toml")).rows] == ["base", "caneft", "rcn"]
+
+
+def test_a_file_that_would_overwrite_the_page_of_another_study_is_refused(tmp_path):
+    from study_plan import read
+
+    (tmp_path / "capacity.toml").write_text(PLAN)
+    with pytest.raises(UserError, match="is a study of bench/studies, whose page this would overwrite: rename it"):
+        read(str(tmp_path / "capacity.toml"))
+    with pytest.raises(UserError, match=r"mine\.toml: no such file"):
+        read(str(tmp_path / "mine.toml"))
