@@ -54,7 +54,8 @@ CONFIG = parse(load_recipe(Path({recipe!r})), {words!r})
 '''
 
 
-def main() -> None:
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """This program's own, and those that go to every run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -65,9 +66,13 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()), help="one a GPU, or one")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="folder of the page")
     parser.add_argument("--page-only", action="store_true", help="run nothing")
-    given, rest = parser.parse_known_args()
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    given, rest = arguments()
     with one_line():
-        plan, model = read(given.name), Path(given.model).resolve().name
+        plan, model = read(given.name), Path(given.model).name or Path(given.model).resolve().name
         out = given.out or Path("runs") / f"study-{plan.name}-{model}"
         study = Study(plan, out, ["--model.path", given.model, "--data.dir", given.data], rest, given.ranks)
         if given.page_only:
@@ -127,7 +132,9 @@ class Study:
         command += ["--out", str(self.out / job.name), "--seeds", *map(str, seeds), *more]
         print(f"\n=== {self.plan.name}: {job.name}, seeds {' '.join(map(str, seeds))}", flush=True)
         if code := wait(subprocess.Popen(command)):
-            print(f"job {job.name} has stopped, see above; the same command goes on from there", file=sys.stderr)
+            print(
+                f"job {job.name} has stopped for the reason above; the same command goes on from there", file=sys.stderr
+            )
             sys.exit(code)
 
     def recipe(self, job: Job, row: Row) -> Path:
