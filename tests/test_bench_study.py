@@ -7,40 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toys
 from sacrebleu.metrics import BLEU
+from studies import LINES, OTHERS, PLAN, finished
 
 from slicetune.engine.common.errors import UserError
-from slicetune.engine.common.settings import kept
 from slicetune.engine.run.cli import parse
 from slicetune.engine.run.compare import load_recipe
 
 BENCH = Path(__file__).parents[1] / "bench"
 PLANS = sorted(file.stem for file in (BENCH / "studies").glob("*.toml"))
-LINES = ["the rash fades in a day", "open the file and click on save", "the court dismissed the action", "he said so"]
-OTHERS = ["the rash goes in a day", "open a file and press save", "the court dismissed the action", "so he spoke"]
-
-PLAN = """
-title = "A trial"
-about = "Whether it runs."
-seeds = [0, 1]
-contrasts = [["full", "base"]]
-[parts]
-seen = ["it"]
-[flags]
-"train.epochs" = 1
-"data.seen" = ["it"]
-"data.unseen" = []
-[rates.rows]
-full = { recipe = "full_tiny", "train.sweep" = [1e-3, 3e-3] }
-[jobs.main.rows]
-base = { recipe = "base_tiny" }
-full = { recipe = "full_tiny", rate = "full", "train.epochs" = 3 }
-[jobs.second]
-after = "main"
-[jobs.second.rows]
-full_second = { recipe = "full_tiny", rate = "full" }
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -162,27 +137,6 @@ def test_what_does_not_differ_has_p_1_and_what_always_does_a_small_one():
     assert boot.difference(good, base, ["law"]).mean > 0
 
 
-def finished(folder: Path, method: str, lines: list[str], loss: float | None, *flags: str) -> None:
-    """What a run leaves, as far as a study reads it; `flags` are those of the run."""
-    sides = folder / "translations"
-    for name, of in ((method, lines), ("reference", LINES)):
-        (sides / name).mkdir(parents=True)
-        (sides / name / "it.en").write_text("".join(f"{line}\n" for line in of))
-    scores = {"it": {"bleu": BLEU().corpus_score(lines, [LINES]).score, "chrf": 1.0, "n": len(LINES)}}
-    about = {"method": method, "seen": ["it"], "unseen": [], "systems": {method: {"domains": scores}}}
-    about |= {"trainable_parameters": 7, "seconds": {"all": 1.0}}
-    if loss is not None:
-        about |= {
-            "sweep": {"0.001": loss},
-            "learning_rate": 0.001,
-            "peak_memory_bytes": 10**9,
-            "tokens_per_second": 5.0,
-        }
-    config = parse(load_recipe(Path(f"{method}_tiny")), ["--data.unseen", "--data.seen", "it", *flags])
-    (folder / "config.json").write_text(json.dumps(kept(config)))
-    (folder / "results.json").write_text(json.dumps(about))
-
-
 def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
     from study import Study, publish
     from study_plan import read
@@ -210,34 +164,6 @@ def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
     assert all(f"## {model}" in (tmp_path / "study-trial.md").read_text() for model in both)
 
 
-def test_runs_of_other_settings_are_not_counted(tmp_path, written, capsys):
-    """Neither those of other flags, nor what starts from them, nor what was tried again and has not ended."""
-    from study import Study
-    from study_numbers import collect
-    from study_plan import read
-
-    rate = ("--train.learning-rate", "0.001")
-    study = Study(read(str(written)), tmp_path, [], [], 1)
-    finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
-    finished(study.folder("main", "base", 0), "base", LINES, None)
-    finished(study.folder("main", "full", 0), "full", LINES, 0.5, *rate, "--train.epochs", "2")
-    finished(study.folder("main", "full", 1), "full", LINES, 0.5, *rate, "--train.epochs", "3")
-    for seed in (0, 1):
-        finished(study.folder("second", "full_second", seed), "full", LINES, 0.5, *rate, "--train.epochs", "1")
-    assert {label: list(row["seeds"]) for label, row in collect(study)["rows"].items()} == {
-        "base": ["0"],
-        "full": ["1"],
-        "full_second": ["1"],
-    }
-    said = capsys.readouterr().err
-    assert "not counted, 1 run(s)" in said
-    assert f"{tmp_path}/main/full/seed-0 (train.epochs: 2 → 3)" in said
-    (study.folder("main", "full", 1) / "status.json").write_text('{"state": "failed"}')
-    assert list(collect(study)["rows"]) == ["base"]
-    other = Study(study.plan, tmp_path, [], ["--data.test-sentences", "7"], 1)
-    assert not collect(other)["rows"]
-
-
 def test_a_contrast_without_a_common_seed_is_left_out_and_a_dev_loss_that_is_no_number_too(tmp_path, written):
     from study import Study, publish
     from study_plan import read
@@ -255,45 +181,6 @@ def test_a_contrast_without_a_common_seed_is_left_out_and_a_dev_loss_that_is_no_
     found = json.loads((tmp_path / "study-trial.json").read_text())["toy"]
     assert [(each["row"], each["against"]) for each in found["contrasts"]] == [("full", "base")]
     assert "| `full` | 1 | 7 | 0.001 |  | 100.00 (" in (tmp_path / "study-trial.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("base_tiny", "bass_tiny", "study trial, job main, row base: bass_tiny: no such recipe"),
-        ('seen = ["it"]\n[', 'seen = ["it", "law"]\n[', "part seen: no run is tested on law: name some of it"),
-        ('rate = "full", ', '"data.test-sentences" = 3, ', "rows base and full are tested on different sentences"),
-        ("full_second", "base_second", "row base_second: Base of row base leaves no model to start from"),
-        ('"train.epochs" = 3', '"train.eppochs" = 3', "row full: the box above names the flag that is wrong"),
-        ('"train.epochs" = 3', '"train.epochs" = -3', "row full: --train.epochs -3"),
-        ('"train.epochs" = 1', '"data.dev-sentences" = 0', "job rates, row full: --train.sweep chooses by dev loss"),
-        ('"train.epochs" = 1', '"evaluate.smooth" = "none"', "--evaluate.smooth none: a study's intervals"),
-    ],
-)
-def test_what_a_row_would_stop_at_is_said_before_the_first_runs(tmp_path, written, old, new, said):
-    import study_settings
-    from study import Study
-    from study_plan import read
-
-    toys.model_of_bytes("llama").save_pretrained(tmp_path)
-    first = ["--model.path", str(tmp_path)]
-    study_settings.ready(Study(read(str(written)), tmp_path, first, [], 1))
-    assert old in PLAN
-    written.write_text(PLAN.replace(old, new, 1))
-    with pytest.raises(UserError, match=re.escape(said)):
-        study_settings.ready(Study(read(str(written)), tmp_path, first, [], 1))
-
-
-def test_numbers_of_another_model_of_that_name_are_kept(tmp_path):
-    from study import of_others, writable
-
-    file = tmp_path / "study-trial.json"
-    file.write_text('{"toy": {"fingerprint": "a"}, "old": {}}')
-    assert list(of_others(file, "toy", "a")) == list(of_others(file, "old", "b")) == ["toy", "old"]
-    with pytest.raises(UserError, match="has numbers of another model that is called toy"):
-        of_others(file, "toy", "b")
-    with pytest.raises(UserError, match=r"--results .*: cannot be written to"):
-        writable(file, "--results")
 
 
 def test_the_page_says_where_a_sweep_has_not_found_the_end():

@@ -175,7 +175,7 @@ def test_the_page_warns_once_of_a_prompt_that_the_base_does_not_know():
     for run in (run for each in rows for run in each.runs):
         run["prompt"] = {"given": "short", "loss": 3.4, "plain": "Into {tgt}", "plain_loss": 3.0, "sentences": 32}
     (line,) = compare.new_prompt(rows)
-    assert '"short" its loss on 32 dev sentences is 3.40 nats' in line
+    assert '"short" its loss on 32 sentences is 3.40 nats' in line
 
 
 def test_a_follower_matches_the_nearest_leader_above_it():
