@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from study_bootstrap import DRAWS, spread
-from study_plan import Plan
+from study_plan import FOLDER, Plan
 
 Found = Mapping[str, Any]
 LEVEL = 0.05
@@ -20,17 +20,24 @@ def page(plan: Plan, models: Mapping[str, Found], plots: Mapping[str, Sequence[P
         "",
         plan.about,
         "",
-        f"The plan is [bench/studies/{plan.name}.toml](../studies/{plan.name}.toml).",
+        _where(plan),
         "",
     ]
     lines += [
         "BLEU is sacreBLEU's, a mean over the domains of a column. A difference has a 95 % interval of a paired "
         f"bootstrap over test sentences and seeds ({DRAWS:,} draws). \\* marks p < {LEVEL:g} after Holm's adjustment "
-        "over the rows of the table. The interval of few seeds is rather too narrow. The dev loss is in nats a token.",
+        "over the rows of the table, for each column. An interval of one seed says nothing about other seeds, and one "
+        "of two or three is rather too narrow. The dev loss is in nats a target token.",
     ]
     for name, found in models.items():
         lines += ["", *_section(name, found, plots.get(name, ()))]
     return "\n".join(lines) + "\n"
+
+
+def _where(plan: Plan) -> str:
+    if plan.path.parent.resolve() == FOLDER:
+        return f"The plan is [bench/studies/{plan.path.name}](../studies/{plan.path.name})."
+    return f"The plan is the file `{plan.path.name}`."
 
 
 def _section(name: str, found: Found, plots: Sequence[Path]) -> list[str]:
@@ -90,9 +97,11 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _training(runs: Sequence[Found]) -> list[str]:
-    if "dev_loss" not in runs[0]:
+    """The rate and the dev loss: empty where nothing is trained, or without dev sentences."""
+    if "learning_rate" not in runs[0]:
         return ["", ""]
-    return [f"{runs[0]['learning_rate']:g}", _plus_minus([run["dev_loss"] for run in runs], 4)]
+    losses = [run["dev_loss"] for run in runs if "dev_loss" in run]
+    return [f"{runs[0]['learning_rate']:g}", _plus_minus(losses, 4) if len(losses) == len(runs) else ""]
 
 
 def _cost(runs: Sequence[Found]) -> list[str]:
@@ -123,15 +132,18 @@ def _rates(found: Found) -> list[str]:
     return ["The sweep of the first seed, dev loss by learning rate; rows take the rate of the lowest:", "", *rows, ""]
 
 
-def _tried(sweep: Mapping[str, float]) -> str:
-    return ", ".join(f"{float(rate):g} → {loss:.4f}" for rate, loss in sweep.items())
+def _tried(sweep: Mapping[str, float | None]) -> str:
+    losses = {rate: "no number" if loss is None else f"{loss:.4f}" for rate, loss in sweep.items()}
+    return ", ".join(f"{float(rate):g} → {loss}" for rate, loss in losses.items())
 
 
-def _edge(sweep: Mapping[str, float]) -> str:
-    """A lowest at the end of what was tried says that the best rate may lie beyond."""
-    rates = sorted(sweep, key=float)
-    best = min(sweep, key=sweep.__getitem__)
-    return " (the best is the last that was tried)" if len(rates) > 1 and best in (rates[0], rates[-1]) else ""
+def _edge(sweep: Mapping[str, float | None]) -> str:
+    """A lowest loss at the end of what was tried says that the best rate may lie beyond."""
+    rates, known = sorted(sweep, key=float), {rate: loss for rate, loss in sweep.items() if loss is not None}
+    if len(rates) < 2 or not known or (best := min(known, key=known.__getitem__)) not in (rates[0], rates[-1]):
+        return ""
+    end = "lower" if best == rates[0] else "higher"
+    return f" (no {end} rate was tried: one may be better)"
 
 
 def _contrasts(found: Found) -> list[str]:
@@ -168,8 +180,6 @@ def _sentence(one: str, other: str, bleu: Found) -> str:
     )
     if not above and not below:
         return f"- {one} and {other}: no difference is shown."
-    where = [f"{word} on {', '.join(of)}" for word, of in (("above", above), ("below", below)) if of]
+    where = [f"{word} {other} on {', '.join(of)}" for word, of in (("better than", above), ("worse than", below)) if of]
     rest = [part for part in bleu if part not in above + below]
-    return f"- {one} against {other}: {', '.join(where)}" + (
-        f"; nothing is shown on {', '.join(rest)}." if rest else "."
-    )
+    return f"- {one} is {' and '.join(where)}" + (f"; no difference is shown on {', '.join(rest)}." if rest else ".")

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from study_toml import sound
+
 from slicetune.engine.common.errors import UserError
 
 FOLDER = Path(__file__).parent / "studies"
@@ -56,6 +58,8 @@ class Plan:
     rates: Job | None = None
     contrasts: tuple[tuple[str, str], ...] = ()
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    path: Path = Path()
+    """Its file."""
 
     @property
     def rows(self) -> list[Row]:
@@ -66,20 +70,25 @@ class Plan:
 def read(name: str) -> Plan:
     """The plan of that name, or the file. Raises UserError where it is none, or names a row that it has not."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if name.endswith(".toml") and not path.is_file():
+        raise UserError(f"{name}: no such file")
     if not path.is_file():
         there = " ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise UserError(f"{name}: no such study: name one of {there}, or a file of your own that ends in .toml")
+    if path.parent.resolve() != FOLDER and (FOLDER / path.name).is_file():
+        raise UserError(f"{name}: {path.stem} is a study of bench/studies, whose page this would overwrite: rename it")
     try:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
-        return check(_plan(path.stem, written), path)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        sound(written)
+    except (UserError, ValueError, OSError) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
         raise UserError(f"{path}: not a study: {error}; bench/study_plan.py says what one has") from None
+    return check(_plan(path, written), path)
 
 
-def _plan(name: str, written: Mapping[str, Any]) -> Plan:
+def _plan(path: Path, written: Mapping[str, Any]) -> Plan:
     common = written.get("flags", {})
     return Plan(
-        name,
+        path.stem,
         written["title"],
         " ".join(written["about"].split()),
         tuple(written["seeds"]),
@@ -87,6 +96,7 @@ def _plan(name: str, written: Mapping[str, Any]) -> Plan:
         _job("rates", written["rates"], common) if "rates" in written else None,
         tuple((one, other) for one, other in written.get("contrasts", ())),
         {part: tuple(domains) for part, domains in written["parts"].items()},
+        path,
     )
 
 

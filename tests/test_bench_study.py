@@ -1,12 +1,14 @@
 """bench/study.py: plans are sound, the bootstrap is sacreBLEU's arithmetic, and a study goes on where it stopped."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
+from studies import LINES, OTHERS, PLAN, finished
 
 from slicetune.engine.common.errors import UserError
 from slicetune.engine.run.cli import parse
@@ -14,28 +16,6 @@ from slicetune.engine.run.compare import load_recipe
 
 BENCH = Path(__file__).parents[1] / "bench"
 PLANS = sorted(file.stem for file in (BENCH / "studies").glob("*.toml"))
-LINES = ["the rash fades in a day", "open the file and click on save", "the court dismissed the action", "he said so"]
-OTHERS = ["the rash goes in a day", "open a file and press save", "the court dismissed the action", "so he spoke"]
-
-PLAN = """
-title = "A trial"
-about = "Whether it runs."
-seeds = [0, 1]
-contrasts = [["full", "base"]]
-[parts]
-seen = ["it"]
-[flags]
-"train.epochs" = 1
-[rates.rows]
-full = { recipe = "full_tiny", "train.sweep" = [1e-3, 3e-3] }
-[jobs.main.rows]
-base = { recipe = "base_tiny" }
-full = { recipe = "full_tiny", rate = "full", "train.epochs" = 3 }
-[jobs.second]
-after = "main"
-[jobs.second.rows]
-full_second = { recipe = "full_tiny", rate = "full" }
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -86,15 +66,25 @@ def test_flags_become_words():
         ('after = "main"', 'after = "first"', "job second comes after first, which is no job before it"),
         ("full_second", "lora_second", "lora of job second: job main has no such row"),
         ("full_second", "full", "two rows are called full"),
-        ("[parts]", "[pieces]", "not a study: 'parts'"),
+        ("[parts]", "[pieces]", "not a study: parts is missing"),
+        ("contrasts", "contrast", "contrast is no part of a study: it has title about"),
         ("seeds = [0, 1]", "seeds = [0, 1", "not a study: Unclosed array"),
+        ("seeds = [0, 1]", "seeds = []", "seeds = []: must be whole numbers in []"),
+        ("seeds = [0, 1]", 'seeds = "01"', "seeds = '01': must be whole numbers"),
+        ('seen = ["it"]', 'seen = "it"', "parts.seen = 'it': must be domains in []"),
+        ('["full", "base"]', '"full", "base"', "contrasts = ['full', 'base']: must be pairs of two rows"),
+        ('recipe = "base_tiny"', "recipe = 3", "jobs.main.rows.base.recipe = 3: must be a name"),
+        ('rate = "full", ', 'rates = "full", ', "'rates': must be recipe, rate or a flag in quotes"),
+        ("base = {", '"a/base" = {', "'a/base': must be a name of letters"),
+        ('"train.epochs" = 1', "train = { epochs = 1 }", "flags.train = {'epochs': 1}: must be a value"),
+        ("[jobs.second", "[jobs.rates", "a study has a folder of its own that is called so"),
     ],
 )
 def test_a_plan_that_is_wrong_is_refused(written, old, new, said):
     from study_plan import read
 
     written.write_text(PLAN.replace(old, new))
-    with pytest.raises(UserError, match=said.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(UserError, match=re.escape(said)):
         read(str(written))
 
 
@@ -147,49 +137,59 @@ def test_what_does_not_differ_has_p_1_and_what_always_does_a_small_one():
     assert boot.difference(good, base, ["law"]).mean > 0
 
 
-def finished(folder: Path, method: str, lines: list[str], loss: float | None) -> None:
-    """What a run leaves, as far as a study reads it."""
-    sides = folder / "translations"
-    for name, of in ((method, lines), ("reference", LINES)):
-        (sides / name).mkdir(parents=True)
-        (sides / name / "it.en").write_text("".join(f"{line}\n" for line in of))
-    scores = {"it": {"bleu": BLEU().corpus_score(lines, [LINES]).score, "chrf": 1.0, "n": len(LINES)}}
-    about = {"method": method, "seen": ["it"], "unseen": [], "systems": {method: {"domains": scores}}}
-    about |= {"trainable_parameters": 7, "seconds": {"all": 1.0}}
-    if loss is not None:
-        about |= {
-            "sweep": {"0.001": loss},
-            "learning_rate": 0.001,
-            "peak_memory_bytes": 10**9,
-            "tokens_per_second": 5.0,
-        }
-    (folder / "config.json").write_text(json.dumps({"data": {"pair": "de-en"}}))
-    (folder / "results.json").write_text(json.dumps(about))
-
-
 def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
     from study import Study, publish
     from study_plan import read
 
-    plan = read(str(written))
-    study = Study(plan, tmp_path / "out", [], ["--data.prompt", "Into {tgt}."], 1)
-    publish(study, "toy", tmp_path)
-    assert not (tmp_path / "study-trial.md").exists()  # nothing is finished
+    plan, prompt = read(str(written)), ["--data.prompt", "Into {tgt}."]
+    study = Study(plan, tmp_path / "out", [], prompt, 1)
+    assert not publish(study, "toy", tmp_path)  # nothing is finished
     finished(study.folder("rates", "full", 0), "full", LINES, 0.5)
-    finished(study.folder("main", "base", 0), "base", OTHERS, None)
+    finished(study.folder("main", "base", 0), "base", OTHERS, None, *prompt)
+    full = ("--train.epochs", "3", "--train.learning-rate", "0.001")
     for seed in (0, 1):
-        finished(study.folder("main", "full", seed), "full", LINES, 0.5 + seed)
-    publish(study, "toy", tmp_path)
+        finished(study.folder("main", "full", seed), "full", LINES, 0.5 + seed, *full, *prompt)
+    assert publish(study, "toy", tmp_path)
     page = (tmp_path / "study-trial.md").read_text()
-    assert "**3 of 5 runs are done.** `python bench/study.py trial MODEL DATA --data.prompt 'Into {tgt}.'`" in page
+    command = "`python bench/study.py trial.toml MODEL DATA --data.prompt 'Into {tgt}.'`"
+    assert f"**3 of 5 runs are done.** {command}" in page
     assert "| `full` | 2 | 7 | 0.001 | 1.0000 ± 0.7071 | 100.00 ± 0.00 (+" in page
     assert "- `full`: 0.001 → 0.5000" in page
-    assert "`full` against `base`: above on seen" in page
+    assert "`full` is better than `base` on seen." in page
+    assert json.loads((tmp_path / "study-trial.json").read_text())["toy"]["contrasts"][0]["seeds"] == [0, 1]
     shutil.rmtree(study.folder("main", "full", 1))
-    publish(Study(plan, tmp_path / "out", [], [], 1), "other", tmp_path)
+    publish(study, "other", tmp_path)
     both = json.loads((tmp_path / "study-trial.json").read_text())
     assert [both[model]["done"] for model in ("toy", "other")] == [3, 2]
     assert all(f"## {model}" in (tmp_path / "study-trial.md").read_text() for model in both)
+
+
+def test_a_contrast_without_a_common_seed_is_left_out_and_a_dev_loss_that_is_no_number_too(tmp_path, written):
+    from study import Study, publish
+    from study_plan import read
+
+    second = '[jobs.second]\nafter = "main"\n[jobs.second.rows]\nfull_second'
+    plain = PLAN.replace(second, "lora").replace('["full", "base"]', '["full", "base"], ["lora", "full"]')
+    written.write_text(plain.replace("full_tiny", "lora_tiny"))
+    study = Study(read(str(written)), tmp_path / "out", [], [], 1)
+    finished(study.folder("rates", "full", 0), "lora", LINES, 0.5)
+    flags = ("--train.learning-rate", "0.001")
+    finished(study.folder("main", "base", 0), "base", LINES, None)
+    finished(study.folder("main", "full", 0), "lora", LINES, float("inf"), *flags, "--train.epochs", "3")
+    finished(study.folder("main", "lora", 1), "lora", LINES, float("inf"), *flags, "--train.epochs", "1")
+    publish(study, "toy", tmp_path)
+    found = json.loads((tmp_path / "study-trial.json").read_text())["toy"]
+    assert [(each["row"], each["against"]) for each in found["contrasts"]] == [("full", "base")]
+    assert "| `full` | 1 | 7 | 0.001 |  | 100.00 (" in (tmp_path / "study-trial.md").read_text()
+
+
+def test_the_page_says_where_a_sweep_has_not_found_the_end():
+    from study_page import _edge, _tried
+
+    assert _edge({"0.001": 2.0, "0.01": 1.0, "0.1": 3.0}) == ""
+    assert _edge({"0.001": 2.0, "0.01": 1.0, "0.1": None}) == ""
+    assert "no lower rate was tried" in _edge({"0.001": 1.0, "0.01": 2.0})
+    assert _tried({"0.001": 1.0, "0.1": None}) == "0.001 → 1.0000, 0.1 → no number"
 
 
 def test_rows_of_a_job_after_another_start_from_their_own_models(tmp_path, written, monkeypatch):
@@ -242,3 +242,21 @@ def test_the_test_bed_reads_what_it_is_taught_and_nothing_else(tmp_path):
     plan = [row for batch in testbed.batches(rows, epochs=3) for row in batch]
     assert sorted(plan) == sorted(rows * 3 + rows[1::2])  # the short ones once more, first
     assert all(len(row) == 30 for row in plan[:20])
+
+
+def test_the_plan_of_the_readme_is_one(tmp_path):
+    from study_plan import read
+
+    text = (BENCH / "README.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    assert [row.label for row in read(str(tmp_path / "mine.toml")).rows] == ["base", "caneft", "rcn"]
+
+
+def test_a_file_that_would_overwrite_the_page_of_another_study_is_refused(tmp_path):
+    from study_plan import read
+
+    (tmp_path / "capacity.toml").write_text(PLAN)
+    with pytest.raises(UserError, match="is a study of bench/studies, whose page this would overwrite: rename it"):
+        read(str(tmp_path / "capacity.toml"))
+    with pytest.raises(UserError, match=r"mine\.toml: no such file"):
+        read(str(tmp_path / "mine.toml"))

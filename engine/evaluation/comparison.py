@@ -73,10 +73,14 @@ class Table:
 
 
 def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and the sample standard deviation (n - 1); NaN where there are fewer than two values."""
+    """Mean, and the sample standard deviation (n - 1); NaN where there are fewer than two values.
+
+    A dev loss is infinite without dev sentences, and has no deviation then.
+    """
     if not values:
         return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.fmean(values), statistics.stdev(values) if spread else math.nan
 
 
 def ranks(values: Sequence[float]) -> list[int]:
@@ -190,9 +194,9 @@ def as_json(rows: Sequence[Row], significance: Mapping[str, Any]) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null."""
+    """JSON has neither NaN nor infinity: null."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,11 @@
-"""Whether the base knows the prompt that a run is given: its loss on a few dev sentences, also with plain prompts.
+"""Whether the base knows the prompt that a run is given: its loss on a few sentences, also with plain prompts.
 
 A base that was taught one prompt translates worse with another one. Training then teaches the prompt first, and what
 looks like a gain in translation can be that alone. So a run measures it once, with the untouched base, whichever stage
 loads it first, and warns.
+
+Of unseen domains a few test sentences are read too: on text that the base was never taught every prompt is about as bad
+as another, and only text that it knows tells them apart.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class Known:
             return ""
         return (
             f'warning: the base does not know this prompt well: with --data.prompt "{self.given}" its loss on '
-            f"{self.sentences} dev sentences is {self.loss:.2f} nats a target token, with --data.prompt "
+            f"{self.sentences} sentences is {self.loss:.2f} nats a target token, with --data.prompt "
             f'"{self.plain}" {self.plain_loss:.2f}\n'
             "         what training gains may then be the learning of the prompt alone: take the second one, or the "
             "prompt that the base was taught"
@@ -107,7 +110,7 @@ def of_results(results: dict[str, Any]) -> Known | None:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What the losses depend on."""
+    """What the losses depend on, but for the unseen domains: other ones later do not make it measure again."""
     return {
         "prompt": job.config.data.prompt,
         "seed": job.config.seed,
@@ -125,20 +128,21 @@ def _read(out: Path, identity: dict[str, Any]) -> Known | None:
 
 
 def _sentences(job: Job, prompts: Sequence[str]) -> list[Example]:
-    """The first dev sentences of each seen domain and direction with every prompt, whose number is `Example.group`.
+    """The first sentences of each domain and direction with every prompt, whose number is `Example.group`.
 
+    They are dev sentences of seen domains, and test sentences of unseen ones, which need have no others.
     Left out are sentences that one of the prompts makes too long, or with a token that the model has not.
     """
-    each = math.ceil(SENTENCES / sum(len(data.seen) for data in job.directions))
+    each = math.ceil(SENTENCES / sum(len(data.domains) for data in job.directions))
     found: dict[str, list[Example]] = {}
     for data in job.directions:
-        for domain in data.seen:
-            pairs = corpus.load_domain(data, domain, "dev", min(each, data.dev_sentences))
+        names = data.pairs or data.domains
+        for domain in data.domains:
+            split, most = ("dev", data.dev_sentences) if domain in data.seen else ("test", data.test_sentences)
+            pairs = corpus.load_domain(data, domain, split, min(each, most or each))
             for number, prompt in enumerate(prompts):
                 worded = replace(data, prompt=prompt)
-                kept, _ = encode_pairs(
-                    job.tokenizer, worded, pairs, data.groups, "dev", data.max_length, job.config.seed
-                )
+                kept, _ = encode_pairs(job.tokenizer, worded, pairs, names, split, data.max_length, job.config.seed)
                 for example in kept:
                     if max(example.input_ids) < job.shape.vocab:
                         found.setdefault(example.uid, []).append(replace(example, group=number))

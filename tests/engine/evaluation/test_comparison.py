@@ -48,6 +48,9 @@ def row(method: str, *seeds: tuple[float, float], label: str = "") -> Row:
 def test_means_and_ranks():
     assert mean_deviation([2.0, 4.0, 9.0]) == (5.0, pytest.approx(np.std([2, 4, 9], ddof=1)))
     assert math.isnan(mean_deviation([3.0])[1])
+    infinite, none = mean_deviation([math.inf, math.inf])  # dev losses without dev sentences
+    assert infinite == math.inf
+    assert math.isnan(none)
     assert ranks([1.0, 3.0, math.nan, 3.0, 2.0]) == [0, 1, 0, 1, 2]
 
 
@@ -172,7 +175,7 @@ def test_the_page_warns_once_of_a_prompt_that_the_base_does_not_know():
     for run in (run for each in rows for run in each.runs):
         run["prompt"] = {"given": "short", "loss": 3.4, "plain": "Into {tgt}", "plain_loss": 3.0, "sentences": 32}
     (line,) = compare.new_prompt(rows)
-    assert '"short" its loss on 32 dev sentences is 3.40 nats' in line
+    assert '"short" its loss on 32 sentences is 3.40 nats' in line
 
 
 def test_a_follower_matches_the_nearest_leader_above_it():

@@ -25,6 +25,8 @@ from slicetune.engine.run.prompted import FAR, SENTENCES, Known, known, warned
 from slicetune.engine.run.run import run_one
 
 PLAIN_TEXT = PLAIN[0]
+EACH = 6
+"""Sentences of each of three domains in two directions, to be 32 or more."""
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,11 @@ def base_of(job: Job) -> torch.nn.Module:
 
 
 def by_hand(job: Job, prompt: str) -> float:
-    """Nats a target token over the first 8 dev sentences of each domain and direction, one at a time, in float64."""
+    """Nats a target token over the first sentences of each domain and direction, one at a time, in float64."""
     model, nats = base_of(job).double(), []
     for data in directions(replace(job.config.data, prompt=prompt)):
-        for pair in (p for domain in data.seen for p in load_domain(data, domain, "dev", SENTENCES // 4)):
+        splits = {domain: "dev" if domain in data.seen else "test" for domain in data.domains}
+        for pair in (p for domain in data.domains for p in load_domain(data, domain, splits[domain], EACH)):
             ids, start = encode(job.tokenizer, resolve(data), pair)
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0]
@@ -87,7 +90,7 @@ def test_losses_are_those_written_out(kind, folders, tmp_path, monkeypatch):
     assert found.loss == pytest.approx(hand["paper"], rel=1e-5)
     assert found.plain == min(PLAIN, key=hand.__getitem__)
     assert found.plain_loss == pytest.approx(hand[found.plain], rel=1e-5)
-    assert found.sentences == SENTENCES
+    assert found.sentences == 6 * EACH >= SENTENCES
     monkeypatch.setattr(prompted, "_losses", None)  # a second stage, or a run that is resumed, measures nothing
     warned(one, base)
     assert known(one) == found
@@ -123,7 +126,7 @@ def test_the_warning_names_the_better_prompt(folder, tmp_path, monkeypatch, caps
         assert (known(one) is None) == (loss != loss)
     line = Known("paper", 3.15, PLAIN_TEXT, 3.0, 32).warning()
     assert len(line.splitlines()) == 2
-    assert '--data.prompt "paper" its loss on 32 dev sentences is 3.15 nats' in line
+    assert '--data.prompt "paper" its loss on 32 sentences is 3.15 nats' in line
     assert f'with --data.prompt "{PLAIN_TEXT}" 3.00' in line
 
 
@@ -160,3 +163,12 @@ def test_a_run_of_the_base_keeps_it_in_its_results(folders, tmp_path):
     assert results["prompt"]["given"] == "paper"
     assert prompted.of_results(results) == Known(**results["prompt"])
     assert prompted.of_results({}) is None
+
+
+def test_an_unseen_domain_that_the_base_knows_tells_prompts_apart(folder, tmp_path, monkeypatch):
+    """The base was taught none of the seen domains: what it knows are test sentences of the unseen one."""
+    read = []
+    monkeypatch.setattr(prompted, "_losses", lambda _, sentences, *rest: read.extend(sentences) or [3.0, 3.0, 3.0])
+    warned(job(folder, tmp_path, seen=("it",), unseen=("koran",), test_sentences=3), torch.nn.Identity())
+    split = {uid.rpartition("/")[0] for uid in (example.uid for example in read)}
+    assert split == {f"{pair}/{part}" for pair in ("de-en", "en-de") for part in ("it/dev", "koran/test")}
