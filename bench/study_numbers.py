@@ -164,7 +164,7 @@ def _contrasts(
     parts: Mapping[str, Sequence[str]],
     bases: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The pairs of rows that have a seed in common; each part's p-values are adjusted over the pairs (Holm)."""
+    """The pairs of rows that have a seed in common; each column's p-values are adjusted over the pairs (Holm)."""
     found = []
     for a, b in pairs:
         if a in rows and b in rows and (seeds := _common(counts[a], counts[b], a in bases, b in bases)):
@@ -172,10 +172,15 @@ def _contrasts(
             trained = [second if a in bases else first for first, second in seeds]
             found.append({"row": a, "against": b, "seeds": trained, "bleu": bleu, **_losses(rows[a], rows[b], trained)})
     for part in parts:
-        adjusted = holm([each["bleu"][part]["p"] for each in found])
-        for each, p in zip(found, adjusted, strict=True):
-            each["bleu"][part]["holm"] = p
+        _adjust([each["bleu"][part] for each in found])
+    _adjust([loss for each in found if (loss := each.get("dev_loss")) and loss["p"] is not None])
     return found
+
+
+def _adjust(differences: Sequence[dict[str, Any]]) -> None:
+    """Give each its p adjusted over all of them."""
+    for each, p in zip(differences, holm([each["p"] for each in differences]), strict=True):
+        each["holm"] = p
 
 
 def _common(mine: Counts, theirs: Counts, one: bool, other: bool) -> list[tuple[int, int]]:

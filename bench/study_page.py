@@ -122,7 +122,7 @@ def _cell(values: Sequence[float], difference: Found | None) -> str:
 
 
 def _star(difference: Found) -> str:
-    return "\\*" if difference["holm"] < LEVEL else ""
+    return "\\*" if difference.get("holm", 1.0) < LEVEL else ""
 
 
 def _rates(found: Found) -> list[str]:
@@ -166,12 +166,21 @@ def _loss(difference: Found | None) -> str:
     if difference is None:
         return ""
     interval = f" [{difference['low']:+.4f}, {difference['high']:+.4f}]" if difference["count"] > 1 else ""
-    return f"{difference['difference']:+.4f}{interval}"
+    return f"{difference['difference']:+.4f}{interval}{_star(difference)}"
 
 
 def said(found: Found) -> list[str]:
-    """Of each contrast one sentence."""
-    return [_sentence(f"`{each['row']}`", f"`{each['against']}`", each["bleu"]) for each in found["contrasts"]]
+    """Of each contrast one sentence on BLEU, and one on the dev loss where that differs."""
+    return [
+        _sentence(f"`{each['row']}`", f"`{each['against']}`", each["bleu"]) + _lower(each.get("dev_loss"))
+        for each in found["contrasts"]
+    ]
+
+
+def _lower(loss: Found | None) -> str:
+    if not loss or not _star(loss):
+        return ""
+    return f" Its dev loss is {'lower' if loss['difference'] < 0 else 'higher'}."
 
 
 def _sentence(one: str, other: str, bleu: Found) -> str:
@@ -179,7 +188,7 @@ def _sentence(one: str, other: str, bleu: Found) -> str:
         [part for part, d in bleu.items() if d["holm"] < LEVEL and (d["mean"] > 0) == up] for up in (True, False)
     )
     if not above and not below:
-        return f"- {one} and {other}: no difference is shown."
+        return f"- {one} against {other}: no difference of BLEU is shown."
     where = [f"{word} {other} on {', '.join(of)}" for word, of in (("better than", above), ("worse than", below)) if of]
     rest = [part for part in bleu if part not in above + below]
     return f"- {one} is {' and '.join(where)}" + (f"; no difference is shown on {', '.join(rest)}." if rest else ".")
