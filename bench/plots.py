@@ -13,7 +13,7 @@ COLOURS = {"ours": "#1f6f8b", "floor": "#9aa5ac", "rival": "#c9803a", "peer": "#
 
 def draw(stem: str, tables: list[tuple[str, str, list[Row]]], folder: Path) -> list[Path]:
     """Writes what the tables allow; nothing where matplotlib is missing."""
-    if not _matplotlib():
+    if not has_matplotlib():
         return []
     made = []
     step = next((rows for suite, _, rows in tables if suite == "step"), [])
@@ -29,7 +29,7 @@ def draw(stem: str, tables: list[tuple[str, str, list[Row]]], folder: Path) -> l
 
 
 @functools.cache
-def _matplotlib() -> bool:
+def has_matplotlib() -> bool:
     """Whether it is here, set up to draw the same bytes; if not, says once what brings it."""
     try:
         import matplotlib
@@ -42,7 +42,7 @@ def _matplotlib() -> bool:
     return True
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
@@ -72,7 +72,7 @@ def _step(rows: list[Row], path: Path) -> Path:
     unit, name = (1e9, "GB") if max(row["peak_bytes"] for row in rows) > 1e9 else (1e6, "MB")
     _bars(right, rows, [row["peak_bytes"] / unit for row in rows], f"peak memory, {name}")
     right.set_yticks([])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _growth(rows: list[Row], path: Path) -> Path:
@@ -88,7 +88,7 @@ def _growth(rows: list[Row], path: Path) -> Path:
     )
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _kernels(tables: list[tuple[str, list[Row]]], path: Path) -> Path:
@@ -107,4 +107,4 @@ def _kernels(tables: list[tuple[str, list[Row]]], path: Path) -> Path:
     figure, axes = plt.subplots(len(ratios), 1, figsize=(8, height), sharex=True, gridspec_kw=options, squeeze=False)
     for axis, (suite, copy, rows) in zip(axes[:, 0], kept, strict=False):
         _bars(axis, rows, [row["bytes"] / row["seconds"] / copy for row in rows], f"{suite}: bandwidth ÷ copy")
-    return _save(figure, path)
+    return save(figure, path)

@@ -12,7 +12,6 @@ narrow than too wide.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,8 +93,3 @@ class Bootstrap:
         low, high = (float(x) for x in np.quantile(drawn, (0.025, 0.975)))
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         return Difference(truth, low, high, min(1.0, 2 * (1 + beyond) / (1 + len(drawn))))
-
-
-def spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN of fewer than two."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from study_bootstrap import DRAWS, spread
+from study_bootstrap import DRAWS
 from study_plan import FOLDER, Plan
 
+from slicetune.engine.evaluation.comparison import LEVEL, mean_deviation
+
 Found = Mapping[str, Any]
-LEVEL = 0.05
 
 
 def page(plan: Plan, models: Mapping[str, Found], plots: Mapping[str, Sequence[Path]]) -> str:
     """The measurements by model as Markdown."""
-    lines = [
-        f"# {plan.title}",
-        "",
-        plan.about,
-        "",
-        _where(plan),
-        "",
-    ]
+    lines = [f"# {plan.title}", "", plan.about, "", _where(plan), ""]
     lines += [
         "BLEU is sacreBLEU's, a mean over the domains of a column. A difference has a 95 % interval of a paired "
         f"bootstrap over test sentences and seeds ({DRAWS:,} draws). \\* marks p < {LEVEL:g} after Holm's adjustment "
         "over the rows of the table, for each column. An interval of one seed says nothing about other seeds, and one "
-        "of two or three is rather too narrow. The dev loss is in nats a target token.",
+        "of two or three is rather too narrow. The dev loss is in nats a target token. Peak memory and tokens/s were "
+        "measured on machines that did other work too: they do not say which method is faster.",
     ]
     for name, found in models.items():
         lines += ["", *_section(name, found, plots.get(name, ()))]
@@ -51,8 +47,9 @@ def _section(name: str, found: Found, plots: Sequence[Path]) -> list[str]:
         "",
         f"{some}`{found['command']}`",
         "",
-        f"{device}, torch {about['versions']['torch']}, transformers {about['versions']['transformers']}, commit "
-        f"{about['commit']}, {about['date']}. Columns: {parts}. {_span(sizes)} test sentences a domain.",
+        f"{device}, torch {about['versions']['torch']}, transformers {about['versions']['transformers']}; "
+        f"these numbers were collected at commit {about['commit']}, {about['date']}. Columns: {parts}. "
+        f"{_span(sizes)} test sentences a domain.",
         "",
         *_table(found),
         *_rates(found),
@@ -66,13 +63,9 @@ def _span(values: Any) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def part_bleu(row: Found, domains: Sequence[str]) -> list[float]:
     """The mean over the domains, a number a seed."""
-    return [mean([of["bleu"][domain] for domain in domains]) for of in row["seeds"].values()]
+    return [fmean([of["bleu"][domain] for domain in domains]) for of in row["seeds"].values()]
 
 
 def _table(found: Found) -> list[str]:
@@ -82,7 +75,7 @@ def _table(found: Found) -> list[str]:
     lines = _head(["seeds", "trained", "rate", "dev loss", *parts, "peak memory", "tokens/s"])
     for label, row in found["rows"].items():
         runs, differences = list(row["seeds"].values()), base.get(label, {})
-        cells = [str(len(runs)), f"{mean([run['trainable_parameters'] for run in runs]):,.0f}", *_training(runs)]
+        cells = [str(len(runs)), f"{fmean([run['trainable_parameters'] for run in runs]):,.0f}", *_training(runs)]
         cells += [_cell(part_bleu(row, domains), differences.get(part)) for part, domains in parts.items()]
         lines.append(_line(label, [*cells, *_cost(runs)]))
     return [*lines, "", "In brackets: the difference to the base.", ""]
@@ -107,13 +100,13 @@ def _training(runs: Sequence[Found]) -> list[str]:
 def _cost(runs: Sequence[Found]) -> list[str]:
     if "tokens_per_second" not in runs[0]:
         return ["", ""]
-    memory, speed = max(run["peak_memory_bytes"] for run in runs), mean([run["tokens_per_second"] for run in runs])
+    memory, speed = max(run["peak_memory_bytes"] for run in runs), fmean([run["tokens_per_second"] for run in runs])
     return [f"{memory / 1e9:.2f} GB", f"{speed:,.0f}"]
 
 
 def _plus_minus(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
+    mean, deviation = mean_deviation(values)
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
 
 
 def _cell(values: Sequence[float], difference: Found | None) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from plots import _matplotlib, _save
-from study_page import mean, part_bleu
+from plots import has_matplotlib, save
+from study_page import part_bleu
 from study_plan import Plan
+
+from slicetune.engine.evaluation.comparison import LEVEL
 
 
 def draw(plan: Plan, model: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes study-NAME-MODEL.svg; nothing where matplotlib is missing."""
-    if not _matplotlib():
+    if not has_matplotlib():
         return []
     import matplotlib.pyplot as plt
 
@@ -26,7 +29,7 @@ def draw(plan: Plan, model: str, found: Mapping[str, Any], folder: Path) -> list
     for axis in axes[:, 1:].flat:
         axis.set_yticklabels([])
     figure.tight_layout()
-    return [_save(figure, folder / f"study-{plan.name}-{model}.svg")]
+    return [save(figure, folder / f"study-{plan.name}-{model}.svg")]
 
 
 def _points(axis: Any, rows: Mapping[str, Any], domains: list[str], title: str) -> None:
@@ -35,7 +38,7 @@ def _points(axis: Any, rows: Mapping[str, Any], domains: list[str], title: str) 
     for y, label in enumerate(labels):
         values = part_bleu(rows[label], domains)
         axis.plot(values, [y] * len(values), "o", color="#9aa5ac", markersize=4)
-        axis.plot([mean(values)], [y], "|", color="#1f6f8b", markersize=12, markeredgewidth=2)
+        axis.plot([fmean(values)], [y], "|", color="#1f6f8b", markersize=12, markeredgewidth=2)
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.set_title(title)
@@ -46,7 +49,7 @@ def _points(axis: Any, rows: Mapping[str, Any], domains: list[str], title: str) 
 def _intervals(axis: Any, contrasts: list[Mapping[str, Any]], part: str) -> None:
     for y, each in enumerate(contrasts):
         difference = each["bleu"][part]
-        sure = difference["holm"] < 0.05
+        sure = difference["holm"] < LEVEL
         colour = "#1f6f8b" if sure else "#9aa5ac"
         axis.plot([difference["low"], difference["high"]], [y, y], color=colour, linewidth=2)
         axis.plot([difference["mean"]], [y], "o", color=colour, markersize=5)

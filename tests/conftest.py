@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,3 +32,19 @@ def pool():
     ranks = Pool()
     yield ranks
     ranks.close()
+
+
+@pytest.fixture
+def bench(monkeypatch) -> None:
+    """The benchmarks' modules can be imported."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """The file of a small study."""
+    from studies import PLAN
+
+    path = tmp_path / "trial.toml"
+    path.write_text(PLAN)
+    return path

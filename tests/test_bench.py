@@ -137,10 +137,10 @@ def test_without_matplotlib_there_are_no_plots_and_one_line_says_so(bench, tmp_p
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
     import plots
 
-    plots._matplotlib.cache_clear()
+    plots.has_matplotlib.cache_clear()
     assert plots.draw("a", [], tmp_path) == plots.draw("b", [], tmp_path) == []
     assert capsys.readouterr().err.count("pip install 'slicetune[bench]'") == 1
-    plots._matplotlib.cache_clear()
+    plots.has_matplotlib.cache_clear()
 
 
 def test_a_child_ends_when_its_time_is_over(bench, tmp_path):

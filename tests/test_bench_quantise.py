@@ -12,15 +12,11 @@ from slicetune.engine.models.load import load_model
 from slicetune.engine.models.shapes import from_config
 from slicetune.engine.run.config import RunConfig
 
-BENCH = Path(__file__).parents[1] / "bench"
 SIZE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 64}
 SIZE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def bench(monkeypatch) -> None:
-    """The benchmarks' modules can be imported."""
-    monkeypatch.syspath_prepend(BENCH)
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 PLANS = sorted(file.stem for file in (BENCH / "studies").glob("*.toml"))
 
 
-@pytest.fixture(autouse=True)
-def bench(monkeypatch) -> None:
-    """The benchmarks' modules can be imported."""
-    monkeypatch.syspath_prepend(BENCH)
-
-
-@pytest.fixture
-def written(tmp_path):
-    path = tmp_path / "trial.toml"
-    path.write_text(PLAN)
-    return path
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -1,7 +1,6 @@
 """bench/study_settings.py: what does not fit is said before anything runs; other settings are not counted."""
 
 import re
-from pathlib import Path
 
 import pytest
 import toys
@@ -9,20 +8,7 @@ from studies import LINES, PLAN, finished
 
 from slicetune.engine.common.errors import UserError
 
-BENCH = Path(__file__).parents[1] / "bench"
-
-
-@pytest.fixture(autouse=True)
-def bench(monkeypatch) -> None:
-    """The benchmarks' modules can be imported."""
-    monkeypatch.syspath_prepend(BENCH)
-
-
-@pytest.fixture
-def written(tmp_path):
-    path = tmp_path / "trial.toml"
-    path.write_text(PLAN)
-    return path
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 def test_runs_of_other_settings_are_not_counted(tmp_path, written, capsys):
