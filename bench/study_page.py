@@ -78,7 +78,7 @@ def _table(found: Found) -> list[str]:
         cells = [str(len(runs)), f"{fmean([run['trainable_parameters'] for run in runs]):,.0f}", *_training(runs)]
         cells += [_cell(part_bleu(row, domains), differences.get(part)) for part, domains in parts.items()]
         lines.append(_line(label, [*cells, *_cost(runs)]))
-    return [*lines, "", "In brackets: the difference to the base.", ""]
+    return [*lines, "", *(["In brackets: the difference to the base.", ""] if base else [])]
 
 
 def _head(names: Sequence[str]) -> list[str]:

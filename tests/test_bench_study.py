@@ -146,11 +146,14 @@ def test_the_page_says_what_is_done_and_what_differs(tmp_path, written):
     assert "| `full` | 2 | 7 | 0.001 | 1.0000 ± 0.7071 | 100.00 ± 0.00 (+" in page
     assert "- `full`: 0.001 → 0.5000" in page
     assert "`full` is better than `base` on seen." in page
+    assert "the difference to the base" in page
     assert json.loads((tmp_path / "study-trial.json").read_text())["toy"]["contrasts"][0]["seeds"] == [0, 1]
     shutil.rmtree(study.folder("main", "full", 1))
+    shutil.rmtree(study.folder("main", "base", 0))
     publish(study, "other", tmp_path)
+    assert "the difference to the base" not in (tmp_path / "study-trial.md").read_text().split("## other")[1]
     both = json.loads((tmp_path / "study-trial.json").read_text())
-    assert [both[model]["done"] for model in ("toy", "other")] == [3, 2]
+    assert [both[model]["done"] for model in ("toy", "other")] == [3, 1]
     assert all(f"## {model}" in (tmp_path / "study-trial.md").read_text() for model in both)
 
 
